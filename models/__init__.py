@@ -1,0 +1,1 @@
+"""Models, each a short readable file whose slots are constructor arguments."""

@@ -1,0 +1,1 @@
+"""Tasks: a dataset, its plain loss and its metrics."""

@@ -1,0 +1,39 @@
+"""The plain losses of the tasks, unreduced, and the default weighting."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+"""A label with this value takes no part in the loss, as in PyTorch and Hugging Face."""
+
+
+def cross_entropy(outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy of `logits` (..., classes) against integer `labels` (...), shaped like them."""
+    logits, labels = outputs["logits"], batch["labels"]
+    flat = F.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view(labels.shape)
+
+
+def squared_error(outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """Squared error of `logits` against real `labels` of as many elements, shaped like them."""
+    labels = batch["labels"]
+    return (outputs["logits"].view(labels.shape).float() - labels).square()
+
+
+def valid(losses: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Mask, shaped like `losses`, of the elements that count: those whose label is not −100."""
+    labels = batch.get("labels")
+    if labels is None or labels.shape != losses.shape or labels.is_floating_point():
+        return torch.ones_like(losses, dtype=torch.bool)
+    return labels != IGNORED
+
+
+def masked_mean(losses: Tensor, outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """Mean of the losses over the elements that count; 0 where none does."""
+    mask = valid(losses, batch)
+    return (losses * mask).sum() / mask.sum().clamp(min=1)

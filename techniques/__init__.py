@@ -1,0 +1,1 @@
+"""Techniques: one folder per slot, one file per technique."""

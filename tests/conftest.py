@@ -1,0 +1,14 @@
+"""Settings every test shares."""
+
+import os
+
+import torch
+
+# Before any Triton kernel is imported: without a GPU the kernels run under Triton's interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Two pytest workers on two cores: more threads each would only make them wait for one another.
+torch.set_num_threads(1)

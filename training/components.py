@@ -1,0 +1,92 @@
+"""Objects from configuration nodes."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from hydra.utils import get_object
+
+from training.errors import UsageError, nearest
+
+
+def target(node: dict[str, Any], where: str) -> Callable[..., Any]:
+    """The importable object a node's `_target_` names.
+
+    Raises:
+        UsageError: when it cannot be imported.
+    """
+    path = node["_target_"]
+    try:
+        return get_object(path)
+    except Exception as error:  # importing runs code we did not write
+        raise UsageError(f"{where}._target_: cannot import '{path}': {_reason(error)}") from error
+
+
+def factory(node: dict[str, Any], where: str) -> Callable[..., Any]:
+    """`_target_` bound to the node's other keys; components among those become factories too.
+
+    Raises:
+        UsageError: when `_target_` cannot be imported or does not take one of the keys.
+    """
+    made = target(node, where)
+    keys = {key: value for key, value in node.items() if key != "_target_"}
+    _check_keys(made, keys, where)
+    bound = {
+        key: factory(value, f"{where}.{key}") if is_component(value) else value
+        for key, value in keys.items()
+    }
+    return functools.partial(made, **bound) if bound else made
+
+
+def component(node: dict[str, Any], where: str) -> Any:
+    """What a node stands for: an instance of a class, or a function bound to its keys.
+
+    Raises:
+        UsageError: when it cannot be imported or built.
+    """
+    made = factory(node, where)
+    if not inspect.isclass(getattr(made, "func", made)):
+        return made
+    return call(made, where)
+
+
+def call(made: Callable[..., Any], where: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a constructor; what it refuses is the user's mistake.
+
+    Raises:
+        UsageError: for a `ValueError` or `TypeError` of the constructor, naming `where`.
+    """
+    try:
+        return made(*args, **kwargs)
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{where}: {_reason(error)}") from error
+
+
+def is_component(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def accepts(made: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """Parameters of a callable by name, or `None` when it takes any keyword."""
+    try:
+        parameters = inspect.signature(made).parameters
+    except (ValueError, TypeError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return dict(parameters)
+
+
+def _check_keys(made: Callable[..., Any], keys: dict[str, Any], where: str) -> None:
+    parameters = accepts(made)
+    for key in keys:
+        if parameters is not None and key not in parameters:
+            raise UsageError(f"{where}.{key}: no such key{nearest(key, parameters)}")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

@@ -1,0 +1,243 @@
+"""From command-line overrides to one checked configuration.
+
+Hydra composes; what this adds is that every mistake is found before anything is built, and told in
+one line with the nearest valid name.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+from training.errors import UsageError, nearest
+
+Config = dict[str, Any]
+CONF = Path(__file__).parent.parent / "conf"
+SHARED = ("techniques", "defaults")
+"""Keys of an overlay that any number of techniques may set."""
+
+
+def options(group: str) -> list[str]:
+    """Names of the configs in a group: `options("model")` -> `["autoencoder", ...]`."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """Names of the config groups."""
+    return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
+
+
+def overlay(technique: str) -> Config:
+    """A technique's overlay file as written, by name or alias.
+
+    Raises:
+        UsageError: when there is no such technique.
+    """
+    path = CONF / "technique" / f"{technique}.yaml"
+    if not path.is_file():
+        known = options("technique")
+        raise UsageError(f"technique: no '{technique}'{nearest(technique, known)}")
+    return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf; a component (`_target_`) is one leaf under its own key."""
+    if isinstance(node, dict) and node and "_target_" not in node:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def keys_set(technique: str) -> set[str]:
+    """The configuration keys, and the config groups (`/optimizer`), a technique's overlay sets."""
+    config = overlay(technique)
+    keys = {key for key, _ in leaves({k: v for k, v in config.items() if k not in SHARED})}
+    for entry in config.get("defaults", []):
+        if isinstance(entry, dict):
+            keys |= {f"/{key.split('/')[-1]}" for key in entry if key.startswith("override")}
+    return keys
+
+
+def compose(overrides: list[str]) -> Config:
+    """The configuration for these overrides, resolved, as plain containers.
+
+    Adds `choices` (the config chosen in each group) and fills in `name`.
+
+    Raises:
+        UsageError: for anything wrong with the overrides.
+    """
+    parsed = _parse(overrides)
+    chosen = _techniques(parsed)
+    config = _compose(overrides)
+    selections = [o.input_line for o in parsed if _is_selection(o)]
+    if chosen:
+        without = [
+            o.input_line for o in parsed if _is_selection(o) and o.key_or_group != "technique"
+        ]
+        _check_slots(chosen, _compose(without))
+    _check_types(parsed, config, _compose(selections))
+    if config["name"] is None:
+        config["name"] = "-".join(
+            [config["choices"]["task"], config["choices"]["model"], *config["techniques"]]
+        )
+    if not re.fullmatch(r"[\w.+-]{1,120}", str(config["name"])):
+        raise UsageError(
+            f"name: letters, digits, '.', '_', '+' and '-' only, got '{config['name']}'"
+        )
+    return config
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    for override in overrides:
+        if override.startswith("hydra"):
+            raise UsageError(f"'{override}': Hydra's own settings have no effect here")
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        bad = next((o for o in overrides if "=" not in o and not o.startswith("~")), None)
+        if bad is not None:
+            raise UsageError(f"'{bad}': an override is written key=value") from error
+        raise UsageError(f"override not understood: {_first_line(error)}") from error
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UsageError(
+                f"'{override.input_line}' names several values: use `assay sweep`, "
+                "or [a,b] for a list"
+            )
+    return parsed
+
+
+def _is_selection(override: Override) -> bool:
+    return override.key_or_group in groups()
+
+
+def _techniques(parsed: list[Override]) -> list[str]:
+    """The techniques asked for, checked to exist and not to collide."""
+    names: list[str] = []
+    for override in parsed:
+        if override.key_or_group == "technique":
+            value = override.value()
+            names = list(value) if isinstance(value, list) else [value] if value else []
+    names = [str(name) for name in names]
+    owners: dict[str, str] = {}
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"technique: '{name}' is named twice")
+        for key in sorted(keys_set(name)):
+            for taken, owner in owners.items():
+                if key == taken or key.startswith(taken + ".") or taken.startswith(key + "."):
+                    raise UsageError(
+                        f"technique: '{owner}' and '{name}' both set {key.lstrip('/')}; "
+                        "choose one of them"
+                    )
+        owners |= dict.fromkeys(keys_set(name), name)
+    return names
+
+
+def _compose(overrides: list[str]) -> Config:
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose("config", overrides, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        OmegaConf.set_readonly(composed, False)
+        OmegaConf.set_struct(composed, False)
+        composed.pop("hydra")
+        config = OmegaConf.to_container(composed, resolve=True)
+    except HydraException as error:
+        raise UsageError(_explain(error, overrides)) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"configuration: {_first_line(error)}") from error
+    assert isinstance(config, dict)
+    chosen = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+    return {**config, "choices": chosen}  # type: ignore[return-value]
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """One line for what Hydra refused."""
+    text = str(error)
+    missing = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
+    if missing:
+        group, name = missing.groups()
+        return f"{group}: no '{name}'{nearest(name, options(group))}"
+    unknown = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text) or re.search(
+        r"Key '([^']+)' is not in struct", text
+    )
+    if unknown:
+        key = unknown.group(1)
+        selections = [o for o in overrides if o.split("=")[0].strip("+~") in groups()]
+        try:
+            known = [k for k, _ in _all_keys(_compose(selections if selections != overrides else []))]
+        except (UsageError, RecursionError):
+            known = []
+        return f"{key}: no such key{nearest(key, known + groups())[:200]}"
+    return f"configuration: {_first_line(error)}"
+
+
+def _all_keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            path = f"{prefix}.{key}" if prefix else str(key)
+            yield path, value
+            yield from _all_keys(value, path)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _check_slots(techniques: list[str], base: Config) -> None:
+    """Refuse a technique whose slot the chosen model does not have."""
+    for name in techniques:
+        for key in keys_set(name):
+            part, _, slot = key.partition(".")
+            if part == "model" and slot and slot.split(".")[0] not in base["model"]:
+                model = base["choices"]["model"]
+                slots = [k for k, v in base["model"].items() if v is None or isinstance(v, dict)]
+                raise UsageError(
+                    f"technique: '{name}' needs model.{slot}, which model '{model}' does not have "
+                    f"(it has: {', '.join(slots) or 'no slots'})"
+                )
+
+
+def _check_types(parsed: list[Override], config: Config, base: Config) -> None:
+    """Refuse a value whose type is not that of the default it replaces."""
+    defaults = dict(_all_keys(base))
+    for override in parsed:
+        key = override.key_or_group
+        if _is_selection(override) or override.is_add() or override.is_delete():
+            continue
+        default = defaults.get(key)
+        value = OmegaConf.select(DictConfig(config), key)
+        if default is not None and value is not None and not _same_kind(value, default):
+            raise UsageError(f"{key}: expected {_kind(default)} like {default!r}, got {value!r}")
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, dict):
+        return OmegaConf.is_dict(value)
+    if isinstance(default, list):
+        return OmegaConf.is_list(value)
+    return isinstance(value, type(default))
+
+
+def _kind(default: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    return names.get(type(default), "keys" if isinstance(default, dict) else "a list")

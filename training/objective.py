@@ -1,0 +1,94 @@
+"""The scalar a run minimises, and the default way to its gradient."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+Backward = Callable[[Tensor], None]
+Loss = Callable[[Any, Batch], Tensor]
+Weighting = Callable[[Tensor, Any, Batch], Tensor]
+Penalty = Callable[[nn.Module, Any, Batch], Tensor]
+
+
+@dataclass
+class Losses:
+    """One step's losses.
+
+    `total` is the scalar to differentiate; `parts` are detached scalars by name (`loss`, and one
+    for each penalty before its coefficient).
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Model, loss, weighting and penalties as one module: `objective(batch) -> Losses`.
+
+    Everything that is differentiated happens inside this forward, so it is the module that
+    Accelerate wraps for several processes.
+
+    Args:
+        model: called with the batch's keys that `inputs` names.
+        loss: unreduced losses from outputs and batch; an `nn.Module` may bring parameters.
+        weighting: losses to a scalar.
+        penalties: by name, a penalty and the coefficient it is added with.
+        inputs: names of the batch's entries that the model takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        weighting: Weighting,
+        penalties: Mapping[str, tuple[Penalty, float]],
+        inputs: frozenset[str],
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.weighting = model, loss, weighting
+        self.penalties = dict(penalties)
+        self.penalty_modules = nn.ModuleList(
+            p for p, _ in self.penalties.values() if isinstance(p, nn.Module)
+        )
+        self.inputs = inputs
+
+    def predict(self, batch: Batch) -> Any:
+        """The model's outputs for a batch."""
+        return self.model(**{name: batch[name] for name in self.inputs if name in batch})
+
+    def forward(self, batch: Batch) -> Losses:
+        outputs = self.predict(batch)
+        loss = self.weighting(self.loss(outputs, batch), outputs, batch)
+        parts, total = {"loss": loss.detach()}, loss
+        for name, (penalty, coefficient) in self.penalties.items():
+            value = penalty(self.model, outputs, batch)
+            parts[name] = value.detach()
+            total = total + coefficient * value
+        return Losses(total, parts)
+
+
+def backprop(
+    objective: nn.Module, model: nn.Module, microbatches: list[Batch], backward: Backward
+) -> Losses:
+    """Backpropagate every micro-batch, weighted by its `share` of the global batch's labels.
+
+    Gradients add to `.grad`. Processes exchange gradients only on the last micro-batch. Returns the
+    weighted mean losses, detached.
+    """
+    total, parts = torch.zeros((), device=microbatches[0]["share"].device), {}
+    for i, batch in enumerate(microbatches):
+        last = i == len(microbatches) - 1
+        no_sync = getattr(objective, "no_sync", contextlib.nullcontext)
+        with contextlib.nullcontext() if last else no_sync():
+            losses = objective(batch)
+            share = batch["share"]
+            backward(losses.total * share)
+        total = total + losses.total.detach() * share
+        for name, value in losses.parts.items():
+            parts[name] = parts.get(name, 0) + value * share
+    return Losses(total, parts)
