@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_model
 
 from training.errors import EnvironmentFault, UsageError
@@ -45,7 +46,7 @@ def best(folder: Path) -> Path | None:
 
 
 def save(run: "Run") -> Path:
-    """Write the run's checkpoint for its current step.
+    """Write the run's checkpoint for its current step. All processes call it, one writes.
 
     Raises:
         EnvironmentFault: when the disk refuses; earlier checkpoints stay as they are.
@@ -53,10 +54,13 @@ def save(run: "Run") -> Path:
     parent = run.folder / "checkpoints"
     final = parent / f"step-{run.step:08d}"
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
+    state = _training_state(run)
+    if not run.main:
+        return final
     try:
         temporary.mkdir(parents=True)
         save_model(run.model, str(temporary / FILES[0]))
-        torch.save(_training_state(run), temporary / FILES[1])
+        torch.save(state, temporary / FILES[1])
         manifest = {name: _digest(temporary / name) for name in FILES}
         write_atomically(temporary / "manifest.json", json.dumps(manifest))
         for name in FILES:
@@ -72,9 +76,23 @@ def save(run: "Run") -> Path:
     return final
 
 
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write the model alone, as safetensors.
+
+    Raises:
+        EnvironmentFault: when the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(path))
+    except (OSError, RuntimeError) as error:
+        raise EnvironmentFault(f"cannot write {path}: {_reason(error)}") from error
+
+
 def mark_best(run: "Run", checkpoint: Path) -> None:
     """Remember that this checkpoint is the best so far."""
-    pointer = {"checkpoint": checkpoint.name, "step": run.step, run.config["trainer"]["monitor"]: run.best}
+    monitor = run.config["trainer"]["monitor"]
+    pointer = {"checkpoint": checkpoint.name, "step": run.step, monitor: run.best}
     write_atomically(checkpoint.parent / "best.json", json.dumps(pointer))
 
 
@@ -104,8 +122,10 @@ def load(run: "Run", checkpoint: Path) -> None:
     for name, part in run.stateful().items():
         part.load_state_dict(state["parts"][name])
     run.step, run.best = state["step"], state["best"]
+    run.seconds, run.count = state["seconds"], state["count"]
     run.window = {name: value.to(run.device) for name, value in state["window"].items()}
-    _set_random_state(state["random"])
+    states = state["random"]
+    _set_random_state(states[run.accelerator.process_index % len(states)])
 
 
 def verify(checkpoint: Path) -> None:
@@ -132,20 +152,22 @@ def _training_state(run: "Run") -> dict[str, Any]:
     return {
         "step": run.step,
         "best": run.best,
+        "seconds": run.seconds,
+        "count": run.count,
         "objective": beside_model,
         "optimizer": run.optimizer.state_dict(),
         "parts": {name: part.state_dict() for name, part in run.stateful().items()},
         "window": run.window,
-        "random": _random_state(),
+        "random": gather_object([_random_state()]),
     }
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    kind, words, *rest = np.random.get_state()  # noqa: NPY002
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(words, dtype=np.int64)), *rest],
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -156,8 +178,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    kind, words, *rest = state["numpy"]
+    np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 

@@ -6,10 +6,8 @@ one line with the nearest valid name.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,55 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-
+from training.configs import CONF, Config, groups, keys_set, options
 from training.errors import UsageError, nearest
-
-Config = dict[str, Any]
-CONF = Path(__file__).parent.parent / "conf"
-SHARED = ("techniques", "defaults")
-"""Keys of an overlay that any number of techniques may set."""
-
-
-def options(group: str) -> list[str]:
-    """Names of the configs in a group: `options("model")` -> `["autoencoder", ...]`."""
-    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-
-
-def groups() -> list[str]:
-    """Names of the config groups."""
-    return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
-
-
-def overlay(technique: str) -> Config:
-    """A technique's overlay file as written, by name or alias.
-
-    Raises:
-        UsageError: when there is no such technique.
-    """
-    path = CONF / "technique" / f"{technique}.yaml"
-    if not path.is_file():
-        known = options("technique")
-        raise UsageError(f"technique: no '{technique}'{nearest(technique, known)}")
-    return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf; a component (`_target_`) is one leaf under its own key."""
-    if isinstance(node, dict) and node and "_target_" not in node:
-        for key, value in node.items():
-            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
-
-
-def keys_set(technique: str) -> set[str]:
-    """The configuration keys, and the config groups (`/optimizer`), a technique's overlay sets."""
-    config = overlay(technique)
-    keys = {key for key, _ in leaves({k: v for k, v in config.items() if k not in SHARED})}
-    for entry in config.get("defaults", []):
-        if isinstance(entry, dict):
-            keys |= {f"/{key.split('/')[-1]}" for key in entry if key.startswith("override")}
-    return keys
 
 
 def compose(overrides: list[str]) -> Config:
@@ -80,10 +31,10 @@ def compose(overrides: list[str]) -> Config:
     parsed = _parse(overrides)
     chosen = _techniques(parsed)
     config = _compose(overrides)
-    selections = [o.input_line for o in parsed if _is_selection(o)]
+    selections = [str(o.input_line) for o in parsed if _is_selection(o)]
     if chosen:
         without = [
-            o.input_line for o in parsed if _is_selection(o) and o.key_or_group != "technique"
+            str(o.input_line) for o in parsed if _is_selection(o) and o.key_or_group != "technique"
         ]
         _check_slots(chosen, _compose(without))
     _check_types(parsed, config, _compose(selections))
@@ -128,8 +79,8 @@ def _techniques(parsed: list[Override]) -> list[str]:
     for override in parsed:
         if override.key_or_group == "technique":
             value = override.value()
-            names = list(value) if isinstance(value, list) else [value] if value else []
-    names = [str(name) for name in names]
+            given = value if isinstance(value, list) else [value] if value else []
+            names = [str(name) for name in given]
     owners: dict[str, str] = {}
     for name in names:
         if names.count(name) > 1:
@@ -177,7 +128,8 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         key = unknown.group(1)
         selections = [o for o in overrides if o.split("=")[0].strip("+~") in groups()]
         try:
-            known = [k for k, _ in _all_keys(_compose(selections if selections != overrides else []))]
+            base = _compose(selections if selections != overrides else [])
+            known = [path for path, _ in _all_keys(base)]
         except (UsageError, RecursionError):
             known = []
         return f"{key}: no such key{nearest(key, known + groups())[:200]}"

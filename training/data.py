@@ -71,7 +71,7 @@ class StepBatches:
         indices = self._indices(step * self.batch_size, self.batch_size)
         generator = torch.Generator().manual_seed(mix(self.seed, step))
         shares, batches = [], []
-        for part in indices.chunk(self.accumulate * self.world):
+        for part in indices.tensor_split(self.accumulate * self.world):
             batch = self.task.prepare(fetch(self.task.train, part), generator, True)
             for transform in self.transforms:
                 batch = transform(batch, generator)

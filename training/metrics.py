@@ -1,10 +1,12 @@
 """A run's metrics as JSON lines."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any, TextIO
 
+from training.errors import EnvironmentFault
 from training.files import write_atomically
 
 
@@ -53,15 +55,19 @@ class MetricsFile:
             self._append(self.timing_path, timing)
 
     def _append(self, path: Path, values: dict[str, Any]) -> None:
-        if path not in self._files:
-            self._files[path] = path.open("a")
-        self._files[path].write(json.dumps(finite(values)) + "\n")
-        self._files[path].flush()
+        try:
+            if path not in self._files:
+                self._files[path] = path.open("a")
+            self._files[path].write(json.dumps(finite(values)) + "\n")
+            self._files[path].flush()
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the files."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk was already told when writing
+                file.close()
         self._files.clear()
 
 

@@ -1,58 +1,17 @@
 """One training run: its parts, its folder and its progress."""
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from training.compose import Config
+from training.configs import Config
 from training.data import StepBatches
-from training.errors import EnvironmentFault
-from training.files import write_atomically
 from training.metrics import MetricsFile
 from training.objective import Batch, Losses, Objective
-
-ELSEWHERE = ("outputs", "tracker", "name")
-"""Keys that say where a run is kept or shown, not what it is; they are not part of its address."""
-
-
-def address(config: Config) -> str:
-    """Ten hex digits that name what a configuration trains."""
-    what = {key: value for key, value in config.items() if key not in ELSEWHERE}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def new_folder(config: Config) -> Path:
-    """Create `outputs/runs/<name>-<address>`, or the next free `-2`, `-3`, ... of it.
-
-    Raises:
-        EnvironmentFault: when it cannot be created.
-    """
-    base = Path(config["outputs"]) / "runs" / f"{config['name']}-{address(config)}"
-    for number in range(1, 10_000):
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot create the run folder {folder}: {error.strerror}"
-            ) from error
-        return folder
-    raise EnvironmentFault(f"{base} and 9,999 numbered copies of it exist already")
-
-
-def save_config(folder: Path, config: Config, overrides: list[str]) -> None:
-    """Write `config.yaml` (resolved) and `overrides.yaml` (as given)."""
-    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides))
 
 
 @dataclass
@@ -60,11 +19,12 @@ class Run:
     """What callbacks and post steps see of a run.
 
     `step` counts finished optimizer steps. `batch` is the last micro-batch, `losses` the last
-    step's. `model` is the plain model, `objective` the module around it that processes share.
+    step's. `model` is the plain model, `objective` the module around it, and `wrapped` the same as
+    several processes share it. `seconds` and `count` (of the task's unit) are what training has
+    taken so far; `evaluation` is the last one, with its step; `last` every metric's last value.
     """
 
     config: Config
-    folder: Path
     task: Any
     model: nn.Module
     objective: Objective
@@ -77,15 +37,23 @@ class Run:
     batches: StepBatches
     eval_loss: Any
     accelerator: Accelerator
-    metrics: MetricsFile
+    folder: Path = field(init=False)
+    metrics: MetricsFile = field(init=False)
     step: int = 0
     batch: Batch = field(default_factory=dict)
     losses: Losses | None = None
-    grad_norm: Tensor | None = None
+    seconds: float = 0.0
+    count: int = 0
     best: float | None = None
+    evaluation: tuple[int, dict[str, float]] = (0, {})
+    last: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
     recorded: dict[str, float] = field(default_factory=dict)
     window: dict[str, Tensor] = field(default_factory=dict)
+
+    def open(self, folder: Path) -> None:
+        """Keep the run's files in `folder`, which exists."""
+        self.folder, self.metrics = folder, MetricsFile(folder, self.main)
 
     @property
     def device(self) -> torch.device:

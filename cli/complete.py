@@ -1,0 +1,54 @@
+"""Shell completion of override names and values."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from training.configs import CONF, groups, options
+
+
+def overrides(incomplete: str) -> list[str]:
+    """Completions of one override: a group's configs after `group=`, keys before the `=`."""
+    key, equals, value = incomplete.partition("=")
+    if equals and key in groups():
+        taken, bracket, last = value.rpartition("[" if "," not in value else ",")
+        start = f"{key}={taken}{bracket}"
+        return [start + name for name in options(key) if name.startswith(last)]
+    if equals:
+        return []
+    names = [f"{group}=" for group in groups()] + [f"{path}=" for path in _keys()]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def technique(incomplete: str) -> list[str]:
+    """Completions of a technique's name."""
+    return [name for name in options("technique") if name.startswith(incomplete)]
+
+
+def config(incomplete: str) -> list[str]:
+    """Completions of any config's name."""
+    names = {name for group in groups() for name in options(group)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _keys() -> Iterator[str]:
+    """Keys of the default configuration."""
+    root = yaml.load((CONF / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
+    for entry in root.pop("defaults"):
+        for group, name in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(name, str):
+                text = (CONF / group / f"{name}.yaml").read_text()
+                root[group] = yaml.load(text, Loader=yaml.CSafeLoader) or {}
+    yield from _paths(root, "")
+
+
+def _paths(node: Any, prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from _paths(value, f"{path}.")
+        else:
+            yield path

@@ -1,0 +1,48 @@
+"""`assay export`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.output import Json, console, print_json
+
+
+class Format(StrEnum):
+    """What the model is written as."""
+
+    safetensors = "safetensors"
+    huggingface = "huggingface"
+
+
+class Which(StrEnum):
+    """Which checkpoint is taken."""
+
+    best = "best"
+    last = "last"
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.", show_default=False)],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where it goes; default: export/ in the run's folder.", show_default=False
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="What it is written as.")] = Format.safetensors,
+    checkpoint: Annotated[Which, typer.Option(help="Which checkpoint.")] = Which.best,
+    json: Json = False,
+) -> None:
+    """Write a run's model as safetensors, or as a Hugging Face folder where its model has one."""
+    from training.export import write
+    from training.folder import read_config
+
+    config = read_config(run)
+    written = write(run, config, to or run / "export", format.value, checkpoint.value)
+    if json:
+        print_json(written)
+        return
+    line = f"step {written['step']} written to {written['path']}"
+    console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,198 @@
+"""From a configuration to the parts of a run."""
+
+import inspect
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import nn
+
+from training.components import accepts, call, component, factory, is_component, target
+from training.compose import Config
+from training.configs import options
+from training.data import StepBatches, move
+from training.errors import UsageError
+from training.objective import Objective
+from training.run import Run
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def assemble(config: Config) -> Run:
+    """Build everything a run needs, ready to train from step 0.
+
+    Raises:
+        UsageError: when parts do not fit one another.
+    """
+    _check_trainer(config["trainer"])
+    accelerator = build_accelerator(config["trainer"])
+    set_seed(config["seed"])
+    task = build_task(config["task"])
+    for name, transform in _ordered(config["data"]["transforms"], "data.transforms").items():
+        task.train = call(transform, f"data.transforms.{name}", task.train)
+    batches = _build_batches(config, task, accelerator)
+
+    model = build_model(config, task.dims).to(accelerator.device)
+    inputs = _inputs(model)
+    if config["init"]:
+        first = move(batches[0][0], accelerator.device)
+        for name, initialise in _ordered(config["init"], "init").items():
+            call(initialise, f"init.{name}", model, first)
+    for name, reparametrise in _ordered(config["reparam"], "reparam").items():
+        call(reparametrise, f"reparam.{name}", model)
+
+    loss = component(config["task"]["loss"], "task.loss")
+    objective = Objective(
+        model,
+        loss,
+        component(config["weighting"], "weighting"),
+        _build_penalties(config["penalties"]),
+        inputs,
+    ).to(accelerator.device)
+    eval_loss = config["task"]["eval_loss"]
+    if config["trainer"]["compile"]:
+        model.compile(backend=config["trainer"]["compile_backend"])
+    optimizer = build_optimizer(config["optimizer"], objective)
+    schedule = call(
+        factory(config["schedule"], "schedule"),
+        "schedule",
+        optimizer,
+        max_steps=config["trainer"]["max_steps"],
+    )
+    return Run(
+        config=config,
+        task=task,
+        model=model,
+        objective=objective,
+        wrapped=accelerator.prepare_model(objective),
+        optimizer=optimizer,
+        schedule=schedule,
+        gradient=component(config["gradient"], "gradient"),
+        callbacks=_ordered(config["callbacks"], "callbacks"),
+        post=_ordered(config["post"], "post"),
+        batches=batches,
+        eval_loss=component(eval_loss, "task.eval_loss") if eval_loss else task.loss,
+        accelerator=accelerator,
+    )
+
+
+def build_accelerator(trainer: Config) -> Accelerator:
+    """Accelerate for the trainer's device and precision.
+
+    Raises:
+        UsageError: for a device or a precision this machine does not have.
+    """
+    device = trainer["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("trainer.device: no CUDA device here; use 'cpu' or 'auto'")
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if on_cpu and trainer["precision"] == "fp16":
+        raise UsageError("trainer.precision: fp16 needs a GPU; use 'bf16' or 'fp32'")
+    # Accelerate keeps its state for the whole process; a second run may want another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=on_cpu, mixed_precision=PRECISIONS[trainer["precision"]])
+
+
+def build_task(node: Config) -> Any:
+    """The task: dataset, plain loss and metrics."""
+    keys = {key: value for key, value in node.items() if key not in ("loss", "eval_loss")}
+    return call(factory(keys, "task"), "task")
+
+
+def build_model(config: Config, dims: dict[str, int]) -> nn.Module:
+    """The model, told those of the task's dimensions that its constructor names.
+
+    Raises:
+        UsageError: when the model needs a dimension that the task does not have.
+    """
+    node, task = config["model"], config["choices"]["task"]
+    made = factory(node, "model")
+    parameters = accepts(target(node, "model"))
+    if parameters is None:
+        return call(made, "model", **dims)
+    for name, parameter in parameters.items():
+        if name in dims or name in node or parameter.default is not inspect.Parameter.empty:
+            continue
+        fitting = [m for m in options("model") if m != config["choices"]["model"]]
+        raise UsageError(
+            f"model: '{config['choices']['model']}' needs {name}, which task '{task}' does not "
+            f"have (it has {', '.join(sorted(dims))}); other models: {', '.join(fitting)}"
+        )
+    return call(made, "model", **{k: v for k, v in dims.items() if k in parameters})
+
+
+def build_optimizer(node: Config, objective: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over two groups: matrices, and what is not decayed (biases, norms, scales)."""
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    if not trained:
+        raise UsageError("model: it has no parameter to train")
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    return call(factory(node, "optimizer"), "optimizer", groups)
+
+
+def _build_batches(config: Config, task: Any, accelerator: Accelerator) -> StepBatches:
+    trainer = config["trainer"]
+    parts = trainer["accumulate"] * accelerator.num_processes
+    if trainer["batch_size"] < parts:
+        raise UsageError(
+            f"trainer.batch_size: {trainer['batch_size']} samples cannot be split over "
+            f"{trainer['accumulate']} micro-batches and {accelerator.num_processes} processes"
+        )
+    sampler = factory(config["data"]["sampler"], "data.sampler")
+    return StepBatches(
+        task,
+        call(sampler, "data.sampler", len(task.train), config["seed"]),
+        trainer["batch_size"],
+        trainer["accumulate"],
+        list(_ordered(config["data"]["batch"], "data.batch").values()),
+        config["seed"],
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+
+
+def _build_penalties(nodes: Config) -> dict[str, tuple[Any, float]]:
+    built = {}
+    for name, node in nodes.items():
+        where = f"penalties.{name}"
+        if not is_component(node) or "coefficient" not in node:
+            raise UsageError(f"{where}: needs _target_ and coefficient")
+        keys = {key: value for key, value in node.items() if key != "coefficient"}
+        built[name] = (component(keys, where), float(node["coefficient"]))
+    return built
+
+
+def _ordered(nodes: Config, where: str) -> dict[str, Any]:
+    for name, node in nodes.items():
+        if not is_component(node):
+            raise UsageError(f"{where}.{name}: needs a _target_")
+    return {name: component(node, f"{where}.{name}") for name, node in nodes.items()}
+
+
+def _inputs(model: nn.Module) -> frozenset[str]:
+    """The batch entries a model takes: its `inputs`, else the parameters its `forward` names."""
+    if hasattr(model, "inputs"):
+        return frozenset(model.inputs)  # type: ignore[arg-type]
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _check_trainer(trainer: Config) -> None:
+    whole = ("max_steps", "batch_size", "accumulate", "processes", "log_every", "eval_every")
+    for key in (*whole, "checkpoint_every", "keep_checkpoints"):
+        if trainer[key] < 1:
+            raise UsageError(f"trainer.{key}: must be at least 1, got {trainer[key]}")
+    for key in ("max_minutes", "clip_norm", "eval_batch_size", "eval_samples"):
+        if trainer[key] is not None and trainer[key] <= 0:
+            raise UsageError(f"trainer.{key}: must be positive or null, got {trainer[key]}")
+    if trainer["workers"] < 0:
+        raise UsageError(f"trainer.workers: must be 0 or more, got {trainer['workers']}")
+    choices = {"precision": tuple(PRECISIONS), "device": ("auto", "cpu", "cuda")}
+    for key, valid in choices.items():
+        if trainer[key] not in valid:
+            raise UsageError(f"trainer.{key}: one of {', '.join(valid)}, got '{trainer[key]}'")

@@ -1,0 +1,69 @@
+"""Evaluation on the validation set."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from tasks.fetch import fetch
+from tasks.losses import valid
+from training.data import mix, move
+from training.run import Run
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """`val/loss` and the task's scores: exact means over `trainer.eval_samples` samples.
+
+    Every evaluation of a run sees the same samples and the same random numbers, and leaves the
+    run's own random state as it was.
+    """
+    trainer = run.config["trainer"]
+    size = trainer["eval_batch_size"] or trainer["batch_size"]
+    batches = _spread(len(run.task.validation), trainer["eval_samples"]).split(size)
+    sums: dict[str, list[float]] = {}
+    was_training = run.model.training
+    run.objective.eval()
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), run.accelerator.autocast():
+        world, rank = run.accelerator.num_processes, run.accelerator.process_index
+        for number in range(rank, len(batches), world):
+            torch.manual_seed(mix(0, number))
+            generator = torch.Generator().manual_seed(mix(1, number))
+            rows = fetch(run.task.validation, batches[number])
+            batch = move(run.task.prepare(rows, generator, False), run.device)
+            for name, values in _scores(run, batch).items():
+                _add(sums.setdefault(name, [0.0, 0.0]), values, batch)
+    run.objective.train(was_training)
+    means = _means(gather_object([sums]) if world > 1 else [sums])
+    if hasattr(run.task, "derived"):
+        means |= run.task.derived(means)
+    return {f"val/{name}": value for name, value in means.items()}
+
+
+def _scores(run: Run, batch: dict[str, Any]) -> dict[str, Tensor]:
+    outputs = run.objective.predict(batch)
+    return {"loss": run.eval_loss(outputs, batch), **run.task.scores(outputs, batch)}
+
+
+def _add(total: list[float], values: Tensor, batch: dict[str, Any]) -> None:
+    mask = valid(values, batch)
+    total[0] += float((values * mask).sum(dtype=torch.float64))
+    total[1] += float(mask.sum())
+
+
+def _means(shards: list[dict[str, list[float]]]) -> dict[str, float]:
+    names = [name for shard in shards for name in shard]
+    means = {}
+    for name in dict.fromkeys(names):
+        total = sum(shard[name][0] for shard in shards if name in shard)
+        count = sum(shard[name][1] for shard in shards if name in shard)
+        means[name] = total / max(count, 1)
+    return means
+
+
+def _spread(length: int, wanted: int | None) -> Tensor:
+    """Indices of up to `wanted` samples, evenly spaced over the whole set."""
+    if wanted is None or wanted >= length:
+        return torch.arange(length)
+    return torch.arange(wanted) * length // wanted

@@ -1,0 +1,85 @@
+"""A run's folder: `outputs/runs/<name>-<address>`."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.compose import compose
+from training.configs import Config
+from training.errors import EnvironmentFault, UsageError, nearest
+from training.files import write_atomically
+
+ELSEWHERE = ("outputs", "tracker", "name")
+"""Keys that say where a run is kept or shown, not what it is; they are not part of its address."""
+
+
+def address(config: Config) -> str:
+    """Ten hex digits that name what a configuration trains."""
+    what = {key: value for key, value in config.items() if key not in ELSEWHERE}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def new_folder(config: Config) -> Path:
+    """Create `outputs/runs/<name>-<address>`, or the next free `-2`, `-3`, ... of it.
+
+    Raises:
+        EnvironmentFault: when it cannot be created.
+    """
+    base = Path(config["outputs"]) / "runs" / f"{config['name']}-{address(config)}"
+    for number in range(1, 10_000):
+        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot create the run folder {folder}: {error.strerror}"
+            ) from error
+        return folder
+    raise EnvironmentFault(f"{base} and 9,999 numbered copies of it exist already")
+
+
+def save_config(folder: Path, config: Config, overrides: list[str]) -> None:
+    """Write `config.yaml` (resolved) and `overrides.yaml` (as given)."""
+    write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_atomically(folder / "overrides.yaml", yaml.safe_dump(overrides))
+
+
+def resumed_config(folder: Path, extra: list[str]) -> tuple[Config, list[str]]:
+    """A run's configuration with `extra` overrides added, and all its overrides.
+
+    Raises:
+        UsageError: when it is no run's folder, or an override does not fit.
+    """
+    config = read_config(folder)
+    if not extra:
+        return config, []
+    overrides = yaml.safe_load((folder / "overrides.yaml").read_text()) + extra
+    return compose(overrides), overrides
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved configuration of a run's folder.
+
+    Raises:
+        UsageError: when it is no run's folder.
+    """
+    path = folder / "config.yaml"
+    if path.is_file():
+        config = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
+        if isinstance(config, dict) and {"choices", "trainer"} <= config.keys():
+            return config
+    siblings = [p.parent for p in folder.parent.glob("*/config.yaml")] if folder.name else []
+    hint = nearest(str(folder), map(str, siblings)) if siblings else ""
+    what = "is no run folder (no config.yaml in it)" if folder.is_dir() else "does not exist"
+    raise UsageError(f"{folder} {what}{hint[:200]}")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a run's folder, `{}` where it has none yet."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,215 @@
+"""The training loop."""
+
+import inspect
+import math
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from training import checkpoint
+from training.data import move
+from training.errors import UsageError, nearest
+from training.evaluate import evaluate
+from training.interrupts import Interrupts
+from training.objective import Losses
+from training.progress import Progress
+from training.run import Run
+
+COMPLETED, STOPPED, DIVERGED = "completed", "stopped", "diverged"
+
+
+def fit(run: Run, tracker: Any, progress: Progress) -> str:
+    """Train from `run.step` to the end and return the status; the reason is in `run.stopped`.
+
+    `completed`: all steps are taken, or a budget or a callback ended the run. `stopped`: it was
+    interrupted, and a checkpoint is written. `diverged`: a loss or a parameter is not finite; the
+    checkpoints before that are kept.
+    """
+    trainer = run.config["trainer"]
+    take_step = Step(run)
+    loader = run.batches.loader(
+        run.step, run.max_steps, trainer["workers"], run.device.type == "cuda"
+    )
+    clock = time.monotonic() - run.seconds
+    run.model.train()
+    _notify(run, "on_fit_start")
+    with Interrupts() as interrupts:
+        for microbatches in loader:
+            take_step(microbatches)
+            _notify(run, "on_step_end")
+            progress.advance(run)
+            run.seconds = time.monotonic() - clock
+            due = {key: run.step % trainer[f"{key}_every"] == 0 for key in ("log", "eval")}
+            _check_limits(run, interrupts, due["log"])
+            last = run.stopped is not None or run.step == run.max_steps
+
+            values: dict[str, float] = {}
+            if due["log"] or last:
+                values |= _take_window(run)
+            if _finite(values) and (due["eval"] or (last and not interrupts)):
+                run.evaluation = run.step, evaluate(run)
+                values |= run.evaluation[1]
+                _notify(run, "on_eval_end")
+                last = last or run.stopped is not None
+            values |= run.recorded
+            run.recorded = {}
+            if values:
+                _write(run, values, tracker, progress)
+            if not _finite(values):
+                run.stopped = f"the loss is not finite at step {run.step}"
+                return DIVERGED
+
+            if last or run.step % trainer["checkpoint_every"] == 0:
+                if not _parameters_finite(run):
+                    run.stopped = f"a parameter is not finite at step {run.step}"
+                    return DIVERGED
+                _save(run)
+            if last:
+                break
+    if interrupts:
+        return STOPPED
+    _notify(run, "on_fit_end")
+    _post(run, tracker, progress)
+    return COMPLETED
+
+
+class Step:
+    """One optimizer step: gradient, clipping, update, schedule."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.scaler = run, run.accelerator.scaler
+        self.backward = Backward(self.scaler)
+        self.parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        self.clip_norm = run.config["trainer"]["clip_norm"] or math.inf
+        self.wants_loss = "loss" in inspect.signature(run.optimizer.step).parameters
+
+    def __call__(self, microbatches: list[dict[str, Any]]) -> None:
+        run = self.run
+        microbatches = [move(batch, run.device) for batch in microbatches]
+        run.batch = microbatches[-1]
+        run.count += sum(run.task.count(batch) for batch in microbatches)
+        _notify(run, "on_batch")
+        losses: Losses = run.gradient(run.wrapped, run.model, microbatches, self.backward)
+        run.losses = losses
+        if self.scaler is not None:
+            self.scaler.unscale_(run.optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        _notify(run, "on_gradients")
+        keys: dict[str, Any] = {"loss": losses.total} if self.wants_loss else {}
+        if self.scaler is None:
+            run.optimizer.step(**keys)
+        else:
+            self.scaler.step(run.optimizer, **keys)
+            self.scaler.update()
+        run.schedule.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+        self._add_to_window(losses, grad_norm)
+
+    def _add_to_window(self, losses: Losses, grad_norm: Tensor) -> None:
+        values = dict(losses.parts)
+        if len(values) > 1:
+            values["total"] = losses.total
+        values["grad_norm"] = grad_norm
+        values["steps"] = torch.ones_like(grad_norm)
+        window = self.run.window
+        for name, value in values.items():
+            window[name] = window[name] + value if name in window else value
+
+
+class Backward:
+    """`backward(loss)`: backpropagates, scaled under fp16 by `scale`, else 1."""
+
+    def __init__(self, scaler: Any) -> None:
+        self.scaler = scaler
+
+    def __call__(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    @property
+    def scale(self) -> float:
+        """The factor in every gradient until the optimizer's step."""
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
+
+
+def _check_limits(run: Run, interrupts: Interrupts, meeting: bool) -> None:
+    """Ask the run to stop when it was interrupted or its time is up."""
+    minutes = run.config["trainer"]["max_minutes"]
+    late = minutes is not None and run.seconds > 60 * minutes
+    reasons = [interrupts.reason, f"{minutes} minutes are over" if late else None]
+    if run.accelerator.num_processes > 1:
+        if not meeting:  # processes must stop at the same step, so they ask where they meet anyway
+            return
+        reasons = gather_object(reasons)
+        interrupts.reason = next((r for r in reasons[0::2] if r), None)
+    for reason in reasons:
+        if reason:
+            run.stop(reason)
+
+
+def _take_window(run: Run) -> dict[str, float]:
+    """Means over the steps since the last line, and the learning rate."""
+    window, run.window = run.window, {}
+    if run.accelerator.num_processes > 1:
+        window = run.accelerator.reduce(window, "mean")
+    assert isinstance(window, dict)
+    steps = window.pop("steps")
+    means = {
+        name if name == "grad_norm" else f"train/{name}": float(value / steps)
+        for name, value in window.items()
+    }
+    return means | {"lr": run.optimizer.param_groups[0]["lr"]}
+
+
+def _finite(values: dict[str, float]) -> bool:
+    # Not the gradient norm: under fp16 an infinite one is skipped and the loss scale halved.
+    return all(math.isfinite(v) for k, v in values.items() if k.endswith(("/loss", "/total")))
+
+
+def _parameters_finite(run: Run) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in run.model.parameters())
+
+
+def _write(run: Run, values: dict[str, float], tracker: Any, progress: Progress) -> None:
+    timing = progress.timing(run)
+    run.metrics.write({"step": run.step, **values}, {"step": run.step, **timing})
+    run.last |= values
+    tracker.log(values | timing, run.step)
+    progress.line(run, values, timing)
+
+
+def _save(run: Run) -> None:
+    """Write a checkpoint, remember whether it is the best, and remove old ones."""
+    monitor, (step, metrics) = run.config["trainer"]["monitor"], run.evaluation
+    better = False
+    if step == run.step and monitor in metrics:
+        better = run.best is None or metrics[monitor] < run.best
+        run.best = metrics[monitor] if better else run.best
+    path = checkpoint.save(run)
+    if run.main:
+        if better:
+            checkpoint.mark_best(run, path)
+        checkpoint.prune(run.folder, run.config["trainer"]["keep_checkpoints"])
+    run.accelerator.wait_for_everyone()
+    if metrics and monitor not in metrics:
+        raise UsageError(f"trainer.monitor: no metric '{monitor}'{nearest(monitor, metrics)}")
+
+
+def _post(run: Run, tracker: Any, progress: Progress) -> None:
+    """Apply the steps after training, evaluating and keeping the model after each."""
+    for name, step in run.post.items():
+        step(run)
+        metrics = {f"post/{name}/{key}": value for key, value in evaluate(run).items()}
+        _write(run, metrics | run.recorded, tracker, progress)
+        run.recorded = {}
+        if run.main:
+            checkpoint.save_weights(run.model, run.folder / "post" / f"{name}.safetensors")
+
+
+def _notify(run: Run, event: str) -> None:
+    for callback in run.callbacks.values():
+        if hasattr(callback, event):
+            getattr(callback, event)(run)
