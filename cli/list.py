@@ -104,7 +104,10 @@ def _table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        long = column in ("paper", "about")
+        table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=0 if long else None)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

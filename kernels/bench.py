@@ -15,7 +15,7 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One operation at one shape on one kind of device, as `cases()` of an op's `bench.py` lists it.
+    """One operation at one shape on one kind of device; `cases()` of an op's `bench.py` lists them.
 
     Forward and backward are measured together: the harness calls a candidate, and differentiates
     all of its outputs, each with a fixed random upstream gradient (one for scalars), with respect

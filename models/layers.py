@@ -41,8 +41,8 @@ def build_activation(factory: Factory, channels: int, images: bool = False) -> n
 def build_image_norm(factory: Factory, channels: int) -> nn.Module:
     """Build a normalisation for `(batch, channels, height, width)`.
 
-    torch's batch, group and instance norms take that layout themselves; every other norm follows the slot's
-    contract, `(..., dim) -> (..., dim)`, and is wrapped in `ChannelsLast`.
+    torch's batch, group and instance norms take that layout themselves; every other norm follows
+    the slot's contract, `(..., dim) -> (..., dim)`, and is wrapped in `ChannelsLast`.
     """
     norm = factory(channels)
     native = (nn.modules.batchnorm._NormBase, nn.GroupNorm)

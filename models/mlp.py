@@ -1,5 +1,7 @@
 """A multilayer perceptron."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from models.layers import Factory, build_activation
@@ -41,9 +43,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or depth < 0:
-            raise ValueError(
-                f"model.width, model.depth: at least 1 and 0, got {width} and {depth}"
-            )
+            raise ValueError(f"model.width, model.depth: at least 1 and 0, got {width} and {depth}")
         outputs = out_features or num_classes
         if outputs is None:
             raise ValueError("out_features: an MLP needs it or num_classes of the task")
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 def hidden_layers(sizes: list[int], activation: Factory, norm: Factory) -> nn.Sequential:
     """Linear, norm and activation from each size to the next."""
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:]):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), norm(after), build_activation(activation, after)]
     return nn.Sequential(*layers)
 

@@ -66,8 +66,8 @@ class Rotary(nn.Module):
 class ALiBi(nn.Module):
     """Attention with linear biases (arXiv 2108.12409): −slope·distance, one slope per head.
 
-    Slopes are the geometric sequence 2^(−8/heads · i); for a head count that is no power of two, the
-    paper's interpolation between the neighbouring powers.
+    Slopes are the geometric sequence 2^(−8/heads · i); for a head count that is no power of two,
+    the paper's interpolation between the neighbouring powers.
     """
 
     def __init__(self, dim: int, heads: int, context_length: int) -> None:

@@ -21,7 +21,7 @@ def declare_missing_operators() -> None:
         RuntimeError: when torchvision fails for another reason.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if DECLARED or "operator torchvision::nms does not exist" not in str(error):
             raise

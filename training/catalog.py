@@ -11,7 +11,7 @@ from training.errors import UsageError, nearest
 
 ROOT = CONF.parent
 MATRIX = ROOT / "techniques" / "conformance.json"
-"""Recorded by `pytest tests/conformance --record`: technique -> column -> "pass" or the reason."""
+"""Recorded by `python -m tests.conformance`: technique -> column -> "pass" or the reason."""
 COLUMNS = ("compose", "steps", "checkpoint", "resume", "bf16", "compile", "ddp")
 
 

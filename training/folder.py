@@ -73,7 +73,7 @@ def read_config(folder: Path) -> Config:
         config = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
         if isinstance(config, dict) and {"choices", "trainer"} <= config.keys():
             return config
-    siblings = [p.parent for p in folder.parent.glob("*/config.yaml")] if folder.name else []
+    siblings = [p.parent for p in folder.parent.glob("*/overrides.yaml")]
     hint = nearest(str(folder), map(str, siblings)) if siblings else ""
     what = "is no run folder (no config.yaml in it)" if folder.is_dir() else "does not exist"
     raise UsageError(f"{folder} {what}{hint[:200]}")

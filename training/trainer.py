@@ -34,8 +34,9 @@ def fit(run: Run, tracker: Any, progress: Progress) -> str:
         run.step, run.max_steps, trainer["workers"], run.device.type == "cuda"
     )
     clock = time.monotonic() - run.seconds
-    run.model.train()
+    run.objective.train()
     _notify(run, "on_fit_start")
+    progress.start(run)
     with Interrupts() as interrupts:
         for microbatches in loader:
             take_step(microbatches)

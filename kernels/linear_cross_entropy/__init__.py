@@ -32,7 +32,7 @@ def linear_cross_entropy(
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Cross-entropy of logits `hidden @ weight.T + bias`, in memory linear in tokens and vocabulary.
+    """Cross-entropy of logits `hidden @ weight.T + bias`, without the logits matrix.
 
     With x the logits, z = softcap·tanh(x / softcap) (z = x without it), t the target, ε the label
     smoothing and V the vocabulary's size:
@@ -180,7 +180,9 @@ def _filter_threshold(filter_eps: float | str | None, dtype: torch.dtype) -> flo
     if filter_eps is None:
         return None
     if isinstance(filter_eps, str) or not 0 < filter_eps < math.inf:
-        raise ValueError(f"filter_eps: expected None, 'auto' or a positive number, got {filter_eps!r}")
+        raise ValueError(
+            f"filter_eps: expected None, 'auto' or a positive number, got {filter_eps!r}"
+        )
     return float(filter_eps)
 
 

@@ -190,7 +190,9 @@ class WeightedSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_output: Tensor
+    ) -> tuple[Tensor | None, ...]:
         # Times one changes nothing, and would copy the largest tensor there is.
         one = bool(grad_output == 1)
         scaled = (

@@ -9,12 +9,18 @@ and (sorted) vocabulary that leaves when all its gradients are small, and otherw
 products to the gradients with atomics, or under locks with Kahan's compensation.
 """
 
+# pyright: reportArgumentType=false
+# (a launch passes plain values for constexpr parameters)
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.aot import AotSpec
 from kernels.backend import triton_interpreted
@@ -25,6 +31,18 @@ from kernels.linear_cross_entropy.tiled import matmul
 SLICE_ELEMENTS = 1 << 25
 # Programs that keep every multiprocessor of the largest GPU busy for a few waves.
 PROGRAMS = 1024
+
+
+# Triton's interpreter computes on NumPy arrays, which have no bfloat16 products.
+_WIDEN = tl.constexpr(triton_interpreted())
+
+
+@triton.jit
+def _dot(a, b, c, PRECISION: tl.constexpr):
+    """a @ b + c in float32."""
+    if _WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
 
 
 @triton.jit
@@ -50,19 +68,16 @@ def _logits_tile(
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """Logits of `rows` × `columns` in float32. With TMA both are consecutive."""
+    """Logits of `rows` × `columns` in float32.
+
+    With TMA both are consecutive, and `hidden` and `weight` are tensor descriptors.
+    """
     z = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
     if TMA:
-        h_desc = tl.make_tensor_descriptor(
-            hidden, [tokens, dim], [stride_hidden, 1], [BLOCK_N, BLOCK_D]
-        )
-        w_desc = tl.make_tensor_descriptor(
-            weight, [stop_column, dim], [stride_weight, 1], [BLOCK_V, BLOCK_D]
-        )
         for d in range(0, dim, BLOCK_D):
-            h = h_desc.load([first_row, d])
-            w = w_desc.load([first_column, d])
-            z = tl.dot(h, w.T, z, input_precision=PRECISION)
+            h = hidden.load([first_row, d])
+            w = weight.load([first_column, d])
+            z = _dot(h, w.T, z, PRECISION)
     else:
         inner = tl.arange(0, BLOCK_D)
         h_ptrs = hidden + rows[:, None].to(tl.int64) * stride_hidden + inner[None, :]
@@ -73,7 +88,7 @@ def _logits_tile(
             left = inner < dim - d
             h = tl.load(h_ptrs, mask=row_mask & left[None, :], other=0.0)
             w = tl.load(w_ptrs, mask=column_mask & left[:, None], other=0.0)
-            z = tl.dot(h, w, z, input_precision=PRECISION)
+            z = _dot(h, w, z, PRECISION)
             h_ptrs += BLOCK_D
             w_ptrs += BLOCK_D
     if HAS_BIAS:
@@ -410,7 +425,7 @@ def _filtered_kernel(
             _add(
                 grad_hidden + at,
                 lost_hidden + at if KAHAN else None,
-                tl.dot(grad, w, input_precision=PRECISION),
+                _dot(grad, w, None, PRECISION),
                 row_mask,
                 lock_hidden + block_n * tl.cdiv(dim, BLOCK_D) + lane if KAHAN else None,
                 KAHAN,
@@ -422,7 +437,7 @@ def _filtered_kernel(
             _add(
                 grad_weight + at,
                 lost_weight + at if KAHAN else None,
-                tl.dot(tl.trans(grad), h, input_precision=PRECISION),
+                _dot(tl.trans(grad), h, None, PRECISION),
                 column_mask,
                 lock_weight + block_v * tl.cdiv(dim, BLOCK_D) + lane if KAHAN else None,
                 KAHAN,
@@ -436,15 +451,90 @@ def _precision(dtype: torch.dtype) -> str:
     return "tf32"
 
 
-def _config(dtype: torch.dtype, backward: bool = False) -> dict[str, int]:
-    """Default launch configuration."""
+Config = dict[str, int]
+
+
+def _config(
+    dtype: torch.dtype, heavy: bool = False, filtered: bool = False, hip: bool | None = None
+) -> Config:
+    """Default launch: without spills and within the shared memory of every target.
+
+    `heavy` is a bias and a soft-cap at once, which need more registers.
+    """
     if triton_interpreted():
-        return {"BLOCK_N": 16, "BLOCK_V": 32, "BLOCK_D": 16}
+        return _launch(16, 32, 16, 1, 1)
+    if hip is None:
+        hip = torch.version.hip is not None
     if dtype == torch.float32:
-        return {"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 3}
-    if backward:
-        return {"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 32, "num_warps": 8, "num_stages": 3}
-    return {"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3}
+        return _launch(64, 32, 16, 4, 2) if filtered else _launch(64, 64, 16 if hip else 32, 8, 3)
+    rows = 64 if heavy else 128
+    if filtered:
+        return _launch(64, 64, 32, 4, 2) if hip else _launch(rows, 128, 32, 8, 3)
+    return _launch(rows, 128, 64, 8, 2 if hip else 3)
+
+
+def _launch(n: int, v: int, d: int, warps: int, stages: int) -> Config:
+    return {"BLOCK_N": n, "BLOCK_V": v, "BLOCK_D": d, "num_warps": warps, "num_stages": stages}
+
+
+def _candidates(dtype: torch.dtype, heavy: bool) -> list[Config]:
+    """What the kernels that only overwrite are tuned over; the default first."""
+    if dtype == torch.float32:
+        return [_config(dtype, heavy), _launch(128, 64, 32, 8, 3), _launch(64, 128, 32, 8, 3)]
+    return [
+        _config(dtype, heavy),
+        _launch(128, 256, 64, 8, 3),
+        _launch(256, 128, 64, 8, 3),
+        _launch(128, 128, 64, 4, 4),
+        _launch(128, 128, 128, 8, 2),
+    ]
+
+
+_fastest: dict[tuple[Any, ...], Config] = {}
+
+
+def _tuned(key: tuple[Any, ...], configs: list[Config], launch: Callable[[Config], None]) -> None:
+    """Launch with the fastest configuration, timed on the GPU when `key` is new.
+
+    The first of `configs` where runs must repeat bit for bit, and under the interpreter.
+    """
+    if triton_interpreted() or torch.are_deterministic_algorithms_enabled():
+        launch(configs[0])
+        return
+    if key not in _fastest:
+        times = {}
+        for index, config in enumerate(configs):
+            try:
+                launch(config)  # compiles
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                launch(config)
+                end.record()
+            except triton.OutOfResources:
+                continue
+            end.synchronize()
+            times[index] = start.elapsed_time(end)
+        _fastest[key] = configs[min(times, key=times.__getitem__)]
+    launch(_fastest[key])
+
+
+def _use_tma(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether tiles are fetched by Hopper's copy engine, which wants rows of whole 16 bytes."""
+    if (
+        not hidden.is_cuda
+        or torch.version.hip
+        or torch.cuda.get_device_capability(hidden.device)[0] < 9
+    ):
+        return False
+    return all(
+        x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+        for x in (hidden, weight)
+    )
+
+
+def _operand(x: Tensor, rows: int, columns: int, tma: bool) -> Any:
+    """What a kernel reads x through: a pointer, or a descriptor of its tiles."""
+    return TensorDescriptor.from_tensor(x, [rows, columns]) if tma else x
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -458,38 +548,297 @@ def statistics(
     hidden, weight = _rows(hidden), _rows(weight)
     (tokens, dim), vocab = hidden.shape, len(weight)
     if tokens == 0:
-        return (hidden.new_zeros(0, dtype=torch.float32),) * 3
-    config = _config(hidden.dtype)
-    blocks = triton.cdiv(tokens, config["BLOCK_N"])
-    shares = max(1, min(PROGRAMS // blocks, triton.cdiv(vocab, config["BLOCK_V"])))
-    share = triton.cdiv(triton.cdiv(vocab, shares), config["BLOCK_V"]) * config["BLOCK_V"]
+        empty = hidden.new_zeros(0, dtype=torch.float32)
+        return empty, empty, empty
+    # Shares of the vocabulary that fill the GPU, whole tiles of any configuration.
+    shares = max(1, PROGRAMS // triton.cdiv(tokens, 128))
+    share = triton.cdiv(triton.cdiv(vocab, shares), 256) * 256
     shares = triton.cdiv(vocab, share)
     partial = [
         torch.empty(shares, tokens, dtype=torch.float32, device=hidden.device)
         for _ in range(3 if options.label_smoothing else 2)
     ]
-    _statistics_kernel[(blocks * shares,)](
+    tma = _use_tma(hidden, weight)
+
+    def launch(config: Config) -> None:
+        _statistics_kernel[(triton.cdiv(tokens, config["BLOCK_N"]) * shares,)](
+            _operand(hidden, config["BLOCK_N"], config["BLOCK_D"], tma),
+            _operand(weight, config["BLOCK_V"], config["BLOCK_D"], tma),
+            bias,
+            targets,
+            partial[0],
+            partial[1],
+            partial[2] if options.label_smoothing else None,
+            tokens,
+            vocab,
+            dim,
+            hidden.stride(0),
+            weight.stride(0),
+            share,
+            options.softcap or 1.0,
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=options.softcap is not None,
+            HAS_SUM=options.label_smoothing > 0,
+            PRECISION=_precision(hidden.dtype),
+            TMA=tma,
+            **config,
+        )
+
+    heavy = bias is not None and options.softcap is not None
+    key = "statistics", tokens, vocab, dim, hidden.dtype, hidden.device, heavy
+    _tuned(key, _candidates(hidden.dtype, heavy), launch)
+    target_logit = partial[1].sum(0)
+    logit_sum = partial[2].sum(0) if options.label_smoothing else torch.zeros_like(target_logit)
+    return partial[0].logsumexp(0), target_logit, logit_sum
+
+
+def gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    lse: Tensor,
+    grad_nll: Tensor,
+    grad_lse: Tensor | None,
+    options: Options,
+    needed: tuple[bool, bool, bool],
+) -> Gradients:
+    """Gradients of hidden, weight and bias: exact, or filtered when the options ask for it."""
+    hidden, weight = _rows(hidden), _rows(weight)
+    grad_nll = grad_nll.contiguous()
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    if len(hidden) == 0:
+        return (
+            torch.zeros_like(hidden) if needed[0] else None,
+            torch.zeros_like(weight) if needed[1] else None,
+            torch.zeros_like(bias) if bias is not None and needed[2] else None,
+        )
+    inputs = (hidden, weight, bias, targets, lse, grad_nll, grad_lse)
+    if options.filter_eps is not None or options.kahan:
+        return _filtered_gradients(*inputs, options, needed)
+    return _exact_gradients(*inputs, options, needed)
+
+
+def _exact_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    lse: Tensor,
+    grad_nll: Tensor,
+    grad_lse: Tensor | None,
+    options: Options,
+    needed: tuple[bool, bool, bool],
+) -> Gradients:
+    (tokens, dim), vocab = hidden.shape, len(weight)
+    device, tma = hidden.device, _use_tma(hidden, weight)
+    step = max(256, options.chunk_size or SLICE_ELEMENTS // tokens)
+    # Tensor cores want rows of a multiple of 8 elements. Zeros, because oneDNN's bfloat16 product
+    # reads the padding, and not a number times zero is not a number.
+    width = min(step, triton.cdiv(vocab, 8) * 8)
+    buffer = torch.zeros(tokens, width, dtype=hidden.dtype, device=device)
+    grad_hidden = grad_weight = grad_bias = None
+    if needed[0]:
+        grad_hidden = torch.zeros(tokens, dim, dtype=torch.float32, device=device)
+    if needed[1]:
+        grad_weight = torch.empty(vocab, dim, dtype=weight.dtype, device=device)
+    if needed[2]:
+        grad_bias = torch.empty(vocab, dtype=torch.float32, device=device)
+
+    def launch(config: Config, start: int, stop: int) -> None:
+        columns = triton.cdiv(stop - start, config["BLOCK_V"])
+        _slice_kernel[(triton.cdiv(tokens, config["BLOCK_N"]) * columns,)](
+            _operand(hidden, config["BLOCK_N"], config["BLOCK_D"], tma),
+            _operand(weight, config["BLOCK_V"], config["BLOCK_D"], tma),
+            bias,
+            targets,
+            lse,
+            grad_nll,
+            grad_lse,
+            buffer,
+            tokens,
+            start,
+            stop,
+            dim,
+            options.vocab,
+            hidden.stride(0),
+            weight.stride(0),
+            buffer.stride(0),
+            options.softcap or 1.0,
+            options.label_smoothing,
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=options.softcap is not None,
+            HAS_GRAD_LSE=grad_lse is not None,
+            PRECISION=_precision(hidden.dtype),
+            TMA=tma,
+            **config,
+        )
+
+    heavy = bias is not None and options.softcap is not None
+    key = "slice", tokens, step, dim, hidden.dtype, device, heavy
+    configs = _candidates(hidden.dtype, heavy)
+    for start in range(0, vocab, step):
+        stop = min(start + step, vocab)
+        _tuned(key, configs, functools.partial(launch, start=start, stop=stop))
+        grad = buffer[:, : stop - start]
+        if grad_weight is not None:
+            torch.mm(grad.T, hidden, out=grad_weight[start:stop])
+        if grad_hidden is not None:
+            grad_hidden += matmul(grad, weight[start:stop])
+        if grad_bias is not None:
+            grad_bias[start:stop] = grad.sum(0, dtype=torch.float32)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _filtered_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    lse: Tensor,
+    grad_nll: Tensor,
+    grad_lse: Tensor | None,
+    options: Options,
+    needed: tuple[bool, bool, bool],
+) -> Gradients:
+    (tokens, dim), vocab = hidden.shape, len(weight)
+    heavy = bias is not None and options.softcap is not None
+    device, config = hidden.device, _config(hidden.dtype, heavy, filtered=True)
+    # The average logit is linear in the hidden states, so sorting by it costs one product with a
+    # vector. Words that are unlikely everywhere then share tiles, which are skipped.
+    average = weight @ hidden.mean(0, dtype=torch.float32).to(weight.dtype)
+    order = (average if bias is None else average + bias).argsort().to(torch.int32)
+    blocks_n = triton.cdiv(tokens, config["BLOCK_N"])
+    blocks_v = triton.cdiv(vocab, config["BLOCK_V"])
+    lanes = triton.cdiv(dim, config["BLOCK_D"])
+    dtype = hidden.dtype if options.kahan else torch.float32
+
+    def accumulator(rows: int, blocks: int, wanted: bool) -> tuple[Tensor | None, ...]:
+        if not wanted:
+            return None, None, None
+        total = torch.zeros(rows, dim, dtype=dtype, device=device)
+        if not options.kahan:
+            return total, None, None
+        locks = torch.zeros(blocks * lanes, dtype=torch.int32, device=device)
+        return total, torch.zeros_like(total), locks
+
+    grad_hidden, lost_hidden, lock_hidden = accumulator(tokens, blocks_n, needed[0])
+    grad_weight, lost_weight, lock_weight = accumulator(vocab, blocks_v, needed[1])
+    grad_bias = torch.zeros(vocab, dtype=torch.float32, device=device) if needed[2] else None
+    _filtered_kernel[(blocks_n * blocks_v,)](
         hidden,
         weight,
         bias,
         targets,
-        partial[0],
-        partial[1],
-        partial[2] if options.label_smoothing else None,
+        lse,
+        grad_nll,
+        grad_lse,
+        order,
+        grad_hidden,
+        lost_hidden,
+        lock_hidden,
+        grad_weight,
+        lost_weight,
+        lock_weight,
+        grad_bias,
         tokens,
         vocab,
         dim,
+        options.vocab,
         hidden.stride(0),
         weight.stride(0),
-        share,
         options.softcap or 1.0,
+        options.label_smoothing,
+        options.filter_eps or 0.0,
         HAS_BIAS=bias is not None,
         HAS_SOFTCAP=options.softcap is not None,
-        HAS_SUM=options.label_smoothing > 0,
+        HAS_GRAD_LSE=grad_lse is not None,
+        HAS_FILTER=options.filter_eps is not None,
+        HIDDEN_GRAD=needed[0],
+        WEIGHT_GRAD=needed[1],
+        BIAS_GRAD=needed[2],
+        KAHAN=options.kahan,
         PRECISION=_precision(hidden.dtype),
-        TMA=_use_tma(hidden, weight),
         **config,
     )
-    target_logit = partial[1].sum(0)
-    logit_sum = partial[2].sum(0) if options.label_smoothing else torch.zeros_like(target_logit)
-    return partial[0].logsumexp(0), target_logit, logit_sum
+    return grad_hidden, grad_weight, grad_bias
+
+
+# Types of the kernels' arguments that do not depend on the inputs' dtype.
+_TYPES = {
+    **dict.fromkeys(("tokens", "vocab", "own_vocab", "dim", "share", "start", "stop"), "i32"),
+    **dict.fromkeys(("stride_hidden", "stride_weight", "stride_out"), "i32"),
+    **dict.fromkeys(("softcap", "smoothing", "filter_eps"), "fp32"),
+    **dict.fromkeys(("lse", "target_logit", "logit_sum", "grad_nll", "grad_lse"), "*fp32"),
+    **dict.fromkeys(("order", "lock_hidden", "lock_weight"), "*i32"),
+    "targets": "*i64",
+    "grad_bias": "*fp32",
+}
+_OPTIONAL = ("bias", "logit_sum", "grad_lse", "grad_bias")
+_TOTALS = ("grad_hidden", "grad_weight", "lost_hidden", "lost_weight")
+
+
+def _spec(
+    name: str,
+    kernel: Any,
+    kind: str,
+    config: dict[str, int],
+    targets: tuple[str, ...],
+    full: bool,
+    tma: bool = False,
+    kahan: bool = False,
+) -> AotSpec:
+    n, v, d = config["BLOCK_N"], config["BLOCK_V"], config["BLOCK_D"]
+    types = {**_TYPES, **dict.fromkeys(("hidden", "weight", "bias", "out"), f"*{kind}")}
+    types |= dict.fromkeys(_TOTALS, f"*{kind}" if kahan else "*fp32")
+    if tma:
+        types |= {
+            "hidden": f"tensordesc<{kind}[{n},{d}]>",
+            "weight": f"tensordesc<{kind}[{v},{d}]>",
+        }
+    constexprs: dict[str, Any] = {"BLOCK_N": n, "BLOCK_V": v, "BLOCK_D": d}
+    constexprs |= dict.fromkeys(("HIDDEN_GRAD", "WEIGHT_GRAD", "HAS_FILTER"), True)
+    constexprs |= dict.fromkeys(
+        ("HAS_BIAS", "HAS_SOFTCAP", "HAS_SUM", "HAS_GRAD_LSE", "BIAS_GRAD"), full
+    )
+    precision = _precision(torch.float32 if kind == "fp32" else torch.bfloat16)
+    constexprs |= {"KAHAN": kahan, "TMA": tma, "PRECISION": precision}
+    if not full:
+        constexprs |= dict.fromkeys(_OPTIONAL)
+    if not kahan:
+        constexprs |= dict.fromkeys(("lost_hidden", "lost_weight", "lock_hidden", "lock_weight"))
+    arguments = kernel.arg_names
+    constexprs = {key: value for key, value in constexprs.items() if key in arguments}
+    options = ", all options" if full else ""
+    return AotSpec(
+        f"linear_cross_entropy/{name}, {kind}{options}",
+        kernel,
+        {key: types[key] for key in arguments if key not in constexprs},
+        constexprs,
+        num_warps=config["num_warps"],
+        num_stages=config["num_stages"],
+        divisible=("dim", "stride_hidden", "stride_weight"),
+        targets=targets,
+    )
+
+
+def aot_specs() -> list[AotSpec]:
+    """Every kernel in its default configurations, with no option and with all of them."""
+    specs = []
+    for kind, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items():
+        for targets in (("cuda:80",), ("cuda:90", "cuda:100"), ("hip:gfx942",)):
+            hip, tma = "hip:gfx942" in targets, "cuda:90" in targets
+            for full in (False, True):
+                config = _config(dtype, full, hip=hip)
+                filtered = _config(dtype, full, filtered=True, hip=hip)
+                for name, kernel in {
+                    "statistics": _statistics_kernel,
+                    "slice": _slice_kernel,
+                }.items():
+                    specs.append(_spec(name, kernel, kind, config, targets, full, tma=tma))
+                for kahan in (False, True) if kind != "fp32" else (False,):
+                    name = "filtered, Kahan" if kahan else "filtered"
+                    specs.append(
+                        _spec(name, _filtered_kernel, kind, filtered, targets, full, kahan=kahan)
+                    )
+    return specs

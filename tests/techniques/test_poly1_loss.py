@@ -24,13 +24,44 @@ def test_is_the_polynomial_series_with_its_first_coefficient_changed(epsilon):
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "expected"), [(2, 0.1555), (1, 0.1125), (-1, 0.0264), (0, 0.0695)]
+    ("epsilon", "expected"), [(2.0, 4.5317), (1.0, 3.7153), (0.0, 2.8990), (-1.0, 2.0827)]
 )
-def test_closed_form_at_two_classes(epsilon, expected):
-    """p = sigmoid(z), by hand for z = 2.631: −log p = 0.0695, 1 − p = 0.0671·(…)."""
-    z = 2.631
-    p = 1 / (1 + 2.718281828459045**-z)
-    assert -torch.tensor(p).log().item() + epsilon * (1 - p) == pytest.approx(expected, abs=2e-2)
-    outputs = {"logits": torch.tensor([[z, 0.0]])}
-    loss = Poly1Loss(epsilon)(outputs, {"labels": torch.tensor([0])})
-    assert loss.item() == pytest.approx(-torch.tensor(p).log().item() + epsilon * (1 - p), rel=1e-5)
+def test_published_values(epsilon, expected):
+    """From optax's test of `poly_loss_cross_entropy`: values of the paper's TensorFlow code.
+
+    The labels there are soft; the loss is linear in them, so it is the average over hard labels.
+    """
+    logits = torch.tensor([0.14, 1.456, 2.356, -0.124, -2.47]).expand(5, 5)
+    losses = Poly1Loss(epsilon)({"logits": logits}, {"labels": torch.arange(5)})
+    average = losses @ torch.tensor([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert average.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_epsilon_zero_is_cross_entropy_and_ignored_labels_have_no_loss():
+    outputs, batch = batch_of((4, 9))
+    batch["labels"][:, ::3] = -100
+    logits = outputs["logits"].requires_grad_()
+    expected = F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+    torch.testing.assert_close(Poly1Loss(0.0)(outputs, batch), expected)
+
+    losses = Poly1Loss()(outputs, batch)
+    assert losses.shape == batch["labels"].shape
+    assert (losses[:, ::3] == 0).all()
+    losses.sum().backward()
+    assert (logits.grad[:, ::3] == 0).all()
+
+
+def test_gradient_is_one_plus_epsilon_p_times_that_of_cross_entropy():
+    """dL/dz = (1 + ε·p)·(softmax − one-hot): the derivative of −log p + ε·(1 − p)."""
+    outputs, batch = batch_of((16,))
+    logits = outputs["logits"].requires_grad_()
+    Poly1Loss(2.0)(outputs, batch).sum().backward()
+    probabilities = logits.detach().softmax(-1)
+    p = probabilities.gather(-1, batch["labels"][:, None])
+    expected = (1 + 2 * p) * (probabilities - F.one_hot(batch["labels"], 7))
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_refuses_a_negative_leading_coefficient():
+    with pytest.raises(ValueError, match="epsilon"):
+        Poly1Loss(-1.5)
