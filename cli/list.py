@@ -43,7 +43,7 @@ def _techniques(json: bool) -> None:
         print_json(rows)
         return
     rows.sort(key=lambda row: (row["slot"], row["name"]))
-    columns = ("name", "slot", "paper", "arxiv", "status", "verdict")
+    columns = ("name", "slot", "status", "verdict", "arxiv", "paper")
     _table(columns, [[row[c] or "" for c in columns] for row in rows])
 
 
@@ -104,10 +104,12 @@ def _table(columns: tuple[str, ...], rows: list[list[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        long = column in ("paper", "about")
-        table.add_column(column, no_wrap=True, overflow="ellipsis", min_width=0 if long else None)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    # The last column alone gives way to a narrow terminal.
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows)]
+    console = Console()
+    left = max(console.width - sum(widths[:-1]) - 2 * len(widths), 12)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for *cells, last in rows:
+        shown = last if len(last) <= left else last[: left - 1] + "…"
+        table.add_row(*(Text(cell, no_wrap=True) for cell in (*cells, shown)))
+    console.print(table)

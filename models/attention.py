@@ -1,5 +1,7 @@
 """Self-attention, for the `model.attention` slot."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=bias)
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, position: nn.Module | None = None
+        self, x: Tensor, attention_mask: Tensor | None = None, position: Any = None
     ) -> Tensor:
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
@@ -78,9 +80,7 @@ def causal_bias(q: Tensor) -> Tensor:
     return torch.full((length, length), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
 
 
-def score_bias(
-    q: Tensor, attention_mask: Tensor | None, position: nn.Module | None
-) -> Tensor | None:
+def score_bias(q: Tensor, attention_mask: Tensor | None, position: Any) -> Tensor | None:
     """The additive score bias from a padding mask `(batch, length)` and the position module."""
     bias = None
     if hasattr(position, "bias"):

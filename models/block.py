@@ -1,5 +1,7 @@
 """Transformer blocks, for the `model.block` slot, and the stack of them every transformer uses."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from models.layers import Factory
@@ -62,7 +64,7 @@ class Transformer(nn.Module):
         for name, value in {"width": width, "depth": depth, "heads": heads}.items():
             if value < 1:
                 raise ValueError(f"model.{name}: must be at least 1, got {value}")
-        self.position = position(width, heads, context_length)
+        self.position: Any = position(width, heads, context_length)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             block(

@@ -1,5 +1,7 @@
 """Embeddings for contrastive losses: of images and their captions, or of two views of an image."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,8 +59,8 @@ class Dual(nn.Module):
         super().__init__()
         if embedding < 1:
             raise ValueError(f"model.embedding: must be at least 1, got {embedding}")
-        sizes = {"width": width, "depth": depth, "heads": heads, "dropout": dropout}
-        slots = {
+        sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "dropout": dropout}
+        slots: dict[str, Any] = {
             "activation": activation,
             "norm": norm,
             "attention": attention,
@@ -98,7 +100,7 @@ class TextTransformer(nn.Module):
     `(batch, length)` to `(batch, width)`. The rest is for `models.block.Transformer`."""
 
     def __init__(
-        self, vocab_size: int, context_length: int, *, width: int, **transformer: object
+        self, vocab_size: int, context_length: int, *, width: int, **transformer: Any
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, width)

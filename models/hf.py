@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import models.torchvision_ops  # noqa: F401
+
+# isort: split
 import torch
 import transformers
 from torch import Tensor, nn
 
-import models.torchvision_ops  # noqa: F401  (before transformers)
 from models.layers import Factory
 from models.outputs import Outputs
 from models.swap import swap_activations, swap_norms
@@ -93,7 +95,7 @@ class HF(nn.Module):
         }
         dims = {key: value for key, value in dims.items() if value is not None}
         sizes = {"width": width, "depth": depth, "heads": heads}
-        self.model = (
+        self.model: Any = (
             load(path, auto, dims, sizes) if pretrained else build(path, config, auto, dims, sizes)
         )
         self.replaced = activation is not None or norm is not None

@@ -28,6 +28,8 @@ class Learned(nn.Module):
 class Sinusoidal(nn.Module):
     """Fixed sines and cosines ("Attention Is All You Need", arXiv 1706.03762)."""
 
+    table: Tensor
+
     def __init__(self, dim: int, heads: int, context_length: int) -> None:
         super().__init__()
         position = torch.arange(context_length)[:, None]
@@ -43,6 +45,9 @@ class Sinusoidal(nn.Module):
 
 class Rotary(nn.Module):
     """Rotary position embedding (RoFormer, arXiv 2104.09864), the halves convention of GPT-NeoX."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, dim: int, heads: int, context_length: int, base: float = 10_000.0) -> None:
         super().__init__()
@@ -69,6 +74,8 @@ class ALiBi(nn.Module):
     Slopes are the geometric sequence 2^(−8/heads · i); for a head count that is no power of two,
     the paper's interpolation between the neighbouring powers.
     """
+
+    slopes: Tensor
 
     def __init__(self, dim: int, heads: int, context_length: int) -> None:
         super().__init__()

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import models.torchvision_ops  # noqa: F401
+
+# isort: split
 import timm
 import torch
 from torch import Tensor, nn
 
-import models.torchvision_ops  # noqa: F401  (before timm)
 from models.layers import Factory
 from models.outputs import Outputs
 from models.swap import swap_activations, swap_norms

@@ -17,6 +17,10 @@ from training.errors import UsageError
 from training.objective import Objective
 from training.run import Run
 
+OPTIONAL = {"max_minutes": int | float, "clip_norm": int | float} | dict.fromkeys(
+    ("eval_batch_size", "eval_samples"), int
+)
+"""Trainer keys that may be null, with the kind of number they are otherwise."""
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -27,6 +31,8 @@ def assemble(config: Config) -> Run:
         UsageError: when parts do not fit one another.
     """
     _check_trainer(config["trainer"])
+    if not 0 <= config["seed"] < 2**32:
+        raise UsageError(f"seed: must be between 0 and 4294967295, got {config['seed']}")
     accelerator = build_accelerator(config["trainer"])
     set_seed(config["seed"])
     task = build_task(config["task"])
@@ -187,9 +193,10 @@ def _check_trainer(trainer: Config) -> None:
     for key in (*whole, "checkpoint_every", "keep_checkpoints"):
         if trainer[key] < 1:
             raise UsageError(f"trainer.{key}: must be at least 1, got {trainer[key]}")
-    for key in ("max_minutes", "clip_norm", "eval_batch_size", "eval_samples"):
-        if trainer[key] is not None and trainer[key] <= 0:
-            raise UsageError(f"trainer.{key}: must be positive or null, got {trainer[key]}")
+    for key, kind in OPTIONAL.items():
+        value = trainer[key]
+        if value is not None and not (isinstance(value, kind) and value > 0):
+            raise UsageError(f"trainer.{key}: must be a positive number or null, got {value!r}")
     if trainer["workers"] < 0:
         raise UsageError(f"trainer.workers: must be 0 or more, got {trainer['workers']}")
     choices = {"precision": tuple(PRECISIONS), "device": ("auto", "cpu", "cuda")}

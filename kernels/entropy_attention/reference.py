@@ -85,7 +85,9 @@ def visible_queries(
     queries, keys = q.shape[2], k.shape[2]
     position = torch.arange(keys, dtype=torch.int32, device=q.device)[None]
     # A later query sees an earlier key: from the key's side causality looks forward.
-    return _visible(position - (keys - queries), queries, False, causal, window, lengths, cu_seqlens)
+    return _visible(
+        position - (keys - queries), queries, False, causal, window, lengths, cu_seqlens
+    )
 
 
 def _visible(

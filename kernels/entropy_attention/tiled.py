@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kernels.entropy_attention.reference import accumulation_dtype, visible_keys
 
-# Scores in one block, 4 MiB in float32: large enough for the matrix products, small enough to stay
+# Scores in one block, 2 MiB in float32: large enough for the matrix products, small enough to stay
 # in a CPU's cache between the passes over it.
-BLOCK = 2**20
+BLOCK = 2**19
 # exp(HIDDEN) is 0 even in float64, and HIDDEN · 0 is 0 where −∞ · 0 would be NaN.
 HIDDEN = -1000.0
 
@@ -252,7 +252,10 @@ class _Scores:
         # Only the two edges of a block's keys may be hidden from some of its rows.
         before = min(int(first.max()), keys.stop) - keys.start
         after = max(int(last.min()), keys.start) - keys.start
-        for edge, left, right in ((slice(0, before), True, False), (slice(after, None), False, True)):
+        for edge, left, right in (
+            (slice(0, before), True, False),
+            (slice(after, None), False, True),
+        ):
             part = s[..., edge]
             if part.shape[-1] == 0:
                 continue
@@ -281,9 +284,7 @@ def _cut(
     """A block of a tensor some of whose dimensions are one and stay so."""
     where = (batch, heads, slice(None), rows, keys)
     return x[
-        tuple(
-            slice(None) if size == 1 or cut is None else cut for size, cut in zip(x.shape, where)
-        )
+        tuple(slice(None) if size == 1 or cut is None else cut for size, cut in zip(x.shape, where))
     ]
 
 

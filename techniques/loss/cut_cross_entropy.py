@@ -73,9 +73,9 @@ class CutCrossEntropy:
             raise UsageError(
                 f"task.loss: cut_cross_entropy needs a linear head, got {type(classifier).__name__}"
             )
-        return linear_cross_entropy(  # pyright: ignore[reportCallIssue]
+        return linear_cross_entropy(
             outputs["hidden"],
-            classifier.weight,
+            classifier.weight,  # pyright: ignore[reportCallIssue] (torch.compiler.disable is untyped)
             batch["labels"],
             bias=classifier.bias,
             ignore_index=IGNORED,

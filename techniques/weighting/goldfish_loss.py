@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.losses import valid
 from training.errors import UsageError
@@ -12,7 +12,7 @@ TABLE_SIZE = 1_000_003
 TABLE_SEED = 2971215073
 
 
-class GoldfishLoss(nn.Module):
+class GoldfishLoss:
     """Mean loss over the tokens that a hash of their context keeps; about one in k is dropped.
 
     A label is dropped when table[(product of it and the h − 1 labels before it) mod 1 000 003] is
@@ -40,17 +40,15 @@ class GoldfishLoss(nn.Module):
     2406.10209; https://github.com/ahans30/goldfish-loss, `lit_gpt/utils.py`.
     """
 
-    table: Tensor
-
     def __init__(self, k: int = 4, context: int = 13) -> None:
-        super().__init__()
         if k < 2:
             raise ValueError(f"k: must be at least 2, got {k}")
         if context < 1:
             raise ValueError(f"context: must be at least 1, got {context}")
         self.k, self.context = k, context
         generator = torch.Generator().manual_seed(TABLE_SEED)
-        self.register_buffer("table", torch.rand(TABLE_SIZE, generator=generator), persistent=False)
+        # No buffer: DDP would broadcast its 4 MB before every forward.
+        self.table = torch.rand(TABLE_SIZE, generator=generator)
 
     def dropped(self, labels: Tensor) -> Tensor:
         """Mask (batch, length) of the labels that are left out."""
@@ -59,11 +57,12 @@ class GoldfishLoss(nn.Module):
                 f"weighting: goldfish_loss needs token labels (batch, {self.context} or more), "
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
+        self.table = self.table.to(labels.device)
         keys = labels.unfold(1, self.context, 1).prod(-1) % TABLE_SIZE
         mask = torch.zeros_like(labels, dtype=torch.bool)
         mask[:, self.context - 1 :] = self.table[keys] < 1 / self.k
         return mask
 
-    def forward(self, losses: Tensor, outputs: Any, batch: dict[str, Any]) -> Tensor:
+    def __call__(self, losses: Tensor, outputs: Any, batch: dict[str, Any]) -> Tensor:
         kept = valid(losses, batch) & ~self.dropped(batch["labels"])
         return (losses * kept).sum() / kept.sum().clamp(min=1)

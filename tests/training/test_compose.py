@@ -1,0 +1,53 @@
+import pytest
+import yaml
+
+from training import configs
+from training.compose import compose
+from training.configs import CONF, keys_set, options
+from training.errors import UsageError, nearest
+
+
+def test_defaults():
+    config = compose([])
+    assert config["choices"]["task"] == "code"
+    assert config["choices"]["model"] == "gpt"
+    assert config["name"] == "code-gpt"
+
+
+def test_a_technique_is_added_to_the_name_and_its_card_kept():
+    config = compose(["technique=golu"])
+    assert config["name"] == "code-gpt-golu"
+    assert config["model"]["activation"]["_target_"] == "techniques.activation.golu.GoLU"
+    assert config["techniques"]["golu"]["arxiv"] == "2502.03654"
+
+
+def test_the_command_line_wins_over_a_task_and_a_technique():
+    assert compose(["task=digits", "model=vit"])["choices"]["model"] == "vit"
+    config = compose(["technique=golu", "model.activation._target_=torch.nn.ReLU"])
+    assert config["model"]["activation"]["_target_"] == "torch.nn.ReLU"
+
+
+def test_techniques_whose_keys_collide_are_refused_by_name(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="'golu' and 'mish' both set model.activation"):
+        compose(["technique=[golu,mish]"])
+
+
+def test_every_overlay_says_which_slot_it_sets():
+    for name in options("technique"):
+        slot = configs.card(name)["slot"]
+        keys = keys_set(name)
+        group = f"/{slot.split('.')[0]}"
+        assert group in keys or any(k == slot or k.startswith(f"{slot}.") for k in keys), name
+
+
+def test_cards_agree_with_the_file_names():
+    for path in (CONF / "technique").glob("*.yaml"):
+        assert list(yaml.safe_load(path.read_text())["techniques"]) == [path.stem]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("gulo", "; did you mean 'golu'?"), ("zzzz", "; valid: golu, mish")],
+)
+def test_nearest(name, expected):
+    assert nearest(name, ["golu", "mish"]) == expected
