@@ -158,11 +158,24 @@ def table(names: Sequence[str] | None = None, targets: Sequence[str] = TARGETS) 
             raise ValueError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
     return [
         compile_spec(spec, target)
-        for name in names or ops()
+        for name in (ops() if names is None else names)
         for spec in importlib.import_module(f"kernels.{name}.triton").aot_specs()
         for target in targets
         if target in spec.targets
     ]
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `table` as text."""
+    width = max((len(row["kernel"]) for row in rows), default=6)
+    lines = [f"{'kernel':{width}} {'target':12} {'registers':>9} {'shared':>8} {'spills':>6}"]
+    for row in rows:
+        note = "" if row["fits"] else "  more shared memory than the target has"
+        lines.append(
+            f"{row['kernel']:{width}} {row['target']:12} {row['registers']:9} {row['shared']:8} "
+            f"{row['spills']:6}{note}"
+        )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,13 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(rows))
     else:
-        print(f"{'kernel':44} {'target':12} {'registers':>9} {'shared':>8} {'spills':>6}")
-        for row in rows:
-            note = "" if row["fits"] else "  more shared memory than the target has"
-            print(
-                f"{row['kernel']:44} {row['target']:12} {row['registers']:9} {row['shared']:8} "
-                f"{row['spills']:6}{note}"
-            )
+        print(format_rows(rows))
     return 1 if any(row["spills"] for row in rows) else 0
 
 

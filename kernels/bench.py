@@ -298,9 +298,9 @@ def environment(device: str) -> dict[str, str]:
 def format_rows(rows: list[dict[str, Any]]) -> str:
     """The rows as text, each case under a line with its shape; ratios are to its first row."""
     lines = []
-    for index, row in enumerate(rows):
-        key = (row["op"], row["case"])
-        if not index or key != (rows[index - 1]["op"], rows[index - 1]["case"]):
+    base: dict[str, Any] = {}
+    for row in rows:
+        if (row["op"], row["case"]) != (base.get("op"), base.get("case")):
             base = row
             sizes = ", ".join(f"{k} {v}" for k, v in row["shape"].items())
             lines += ["", f"{row['op']}, {row['case']}: {sizes}, {row['dtype']}, {row['device']}"]

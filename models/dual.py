@@ -103,8 +103,7 @@ class TextTransformer(nn.Module):
         self, vocab_size: int, context_length: int, *, width: int, **transformer: Any
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocab_size, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = nn.Embedding(vocab_size, width)  # N(0, 1): positions are those of images
         self.transformer = Transformer(
             width=width, context_length=context_length, causal=False, **transformer
         )

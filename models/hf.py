@@ -18,6 +18,8 @@ from models.swap import swap_activations, swap_norms
 from models.vit import default_patch_size
 from training.errors import nearest
 
+transformers.utils.logging.disable_progress_bar()  # a run has its own
+
 AUTO = {
     "causal_lm": transformers.AutoModelForCausalLM,
     "masked_lm": transformers.AutoModelForMaskedLM,
@@ -99,11 +101,11 @@ class HF(nn.Module):
             load(path, auto, dims, sizes) if pretrained else build(path, config, auto, dims, sizes)
         )
         self.replaced = activation is not None or norm is not None
-        self.example = _example(dims)
         taken = inspect.signature(self.model.forward).parameters
         self.inputs = frozenset(name for name in BATCH if name in taken)
         self.options = {"use_cache": False} if "use_cache" in taken else {}
         self.fused = False
+        self.example = _example("pixel_values" in self.inputs, dims, auto)
         self._try()
         if activation is not None:
             swap_activations(self.model, activation, self._try)
@@ -147,11 +149,17 @@ class HF(nn.Module):
 
     def _logits_are_classified_hidden(self) -> bool:
         """Whether the classifier gives the model's logits bit for bit: no scale, no soft cap."""
-        if self.model.get_output_embeddings() is None:
+        classifier = self.model.get_output_embeddings()
+        if classifier is None:
             return False
-        expected = self._try()["logits"]
-        self.fused = True
-        return torch.equal(self._try()["logits"], expected)
+        logits = self._try()["logits"]
+        self.eval()
+        with torch.no_grad():
+            outputs = self.model.base_model(**self.example, **self.options)
+            hidden = getattr(outputs, "last_hidden_state", None)
+            same = hidden is not None and torch.equal(classifier(hidden), logits)
+        self.train()
+        return same
 
 
 def build(
@@ -169,6 +177,8 @@ def build(
             raise ValueError(f"model.config.{next(iter(keys))}: model.path has its own; unset one")
         base = read_config(path)
         own = base.to_diff_dict()
+        if "num_labels" in dims:
+            own = {k: v for k, v in own.items() if k not in ("id2label", "label2id")}
         if sizes["depth"] is not None:  # what is listed layer by layer is worked out again
             layers = base.num_hidden_layers
             own = {k: v for k, v in own.items() if not (isinstance(v, list) and len(v) == layers)}
@@ -224,16 +234,17 @@ def load(
     _check_auto(config, auto)
     for name in ("num_channels", "image_size"):
         own = getattr(config, name, None)
-        if own is not None and dims.get(name, own) != own:
+        if own is not None and name in dims and own not in (dims[name], [dims[name]] * 2):
             raise ValueError(f"model.path: its {name} is {own}, the task's {dims[name]}")
     for name in ("vocab_size", "max_position_embeddings"):
         own = getattr(config, name, None)
         if own is not None and dims.get(name, 0) > own:
             raise ValueError(f"model.path: its {name} is {own}, the task needs {dims[name]}")
-    labels = {"num_labels": dims["num_labels"]} if "num_labels" in dims else {}
+    if "num_labels" in dims:
+        config.num_labels = dims["num_labels"]
     try:
         return AUTO[auto].from_pretrained(
-            path, dtype=torch.float32, ignore_mismatched_sizes=bool(labels), **labels
+            path, config=config, dtype=torch.float32, ignore_mismatched_sizes="num_labels" in dims
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"model.path: cannot load '{path}': {_reason(error)}") from error
@@ -311,12 +322,15 @@ def _dimensions(config: Any, dims: dict[str, int]) -> dict[str, Any]:
     return changes
 
 
-def _example(dims: dict[str, int]) -> dict[str, Tensor]:
-    if "image_size" in dims and "vocab_size" not in dims:
+def _example(images: bool, dims: dict[str, int], auto: str) -> dict[str, Tensor]:
+    """The smallest batch of the task's shape."""
+    if images and {"num_channels", "image_size"} <= dims.keys():
         size = dims["image_size"]
         return {"pixel_values": torch.zeros(1, dims["num_channels"], size, size)}
-    length = dims.get("max_position_embeddings", 1)
-    return {"input_ids": torch.arange(length)[None] % dims.get("vocab_size", 1)}
+    if not images and {"vocab_size", "max_position_embeddings"} <= dims.keys():
+        length = dims["max_position_embeddings"]
+        return {"input_ids": torch.arange(length)[None] % dims["vocab_size"]}
+    raise ValueError(f"model.auto: {auto} needs {'images' if images else 'text'} from the task")
 
 
 def _reason(error: Exception) -> str:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 
 class Learned(nn.Module):
-    """One learned vector per position (GPT-2), drawn from N(0, 0.02²)."""
+    """One learned vector per position, drawn from N(0, std²); `std` is GPT-2's, 0.02.
 
-    def __init__(self, dim: int, heads: int, context_length: int) -> None:
+    It should be about that of the embeddings it is added to, lest one hide the other.
+    """
+
+    def __init__(self, dim: int, heads: int, context_length: int, std: float = 0.02) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(context_length, dim) * 0.02)
+        self.weight = nn.Parameter(torch.randn(context_length, dim) * std)
 
     def embed(self, x: Tensor) -> Tensor:
         return x + self.weight[: x.shape[1]]

@@ -9,7 +9,7 @@ from models.block import Transformer, init_linear
 from models.layers import Factory
 from models.outputs import Outputs
 
-POOLS = ("mean", "class")
+POOLS = ("class", "mean")
 
 
 class ViT(nn.Module):
@@ -22,7 +22,7 @@ class ViT(nn.Module):
         width, depth, heads: features per token, blocks, attention heads per block.
         patch_size: side of a patch in pixels; default: the smallest that cuts the image into at
             most 8×8 patches (1 for 8×8 images, 4 for 32×32).
-        pool: "mean" over the patches, or the paper's "class" token.
+        pool: the paper's "class" token, or the "mean" over the patches.
         dropout: on embeddings and on what each layer adds to the residual stream.
         activation, norm, attention, ffn, block, position, head: the slots.
 
@@ -49,7 +49,7 @@ class ViT(nn.Module):
         position: Factory,
         head: Factory,
         patch_size: int | None = None,
-        pool: str = "mean",
+        pool: str = "class",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class PatchTransformer(nn.Module):
         *,
         width: int,
         patch_size: int | None = None,
-        pool: str = "mean",
+        pool: str = "class",
         **transformer: Any,
     ) -> None:
         super().__init__()
@@ -103,6 +103,8 @@ class PatchTransformer(nn.Module):
         length = (image_size // patch_size) ** 2
         self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if pool == "class" else None
         self.patches = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        assert self.patches.bias is not None
+        nn.init.zeros_(self.patches.bias)  # the same vector in every token would hide the rest
         self.transformer = Transformer(
             width=width,
             context_length=length + (pool == "class"),

@@ -2,8 +2,9 @@
 
 Scores are in base 2 inside the kernels (multiplied by log₂ e), because the hardware's exponential
 is. Every mask but the key padding is an interval of keys for each query and of queries for each
-key, so a block of rows meets at most three runs of tiles: cut by its rows' first keys, seen whole,
-and cut by their last keys. Only the outer two pay for masking.
+key. In the forward a block of rows meets at most three runs of tiles: cut by its rows' first keys,
+seen whole, and cut by their last keys; only the outer two pay for masking. The backward has one
+run: three would cost more registers than the mask costs time.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import AotSpec
+from kernels.backend import triton_interpreted
 from kernels.entropy_attention.reference import visible_keys, visible_queries
 from kernels.entropy_attention.tiled import head_slopes
 
@@ -22,6 +24,18 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 # Finite stand-ins for −∞, which would make NaN of 0·∞ and ∞ − ∞: of a score, and of a log₂ p.
 LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 HIDDEN: tl.constexpr = tl.constexpr(-1.0e4)
+
+
+# Triton's interpreter computes on NumPy arrays, which have no bfloat16 products.
+_WIDEN = tl.constexpr(triton_interpreted())
+
+
+@triton.jit
+def _dot(a, b, c, PRECISION: tl.constexpr):
+    """a @ b + c in float32, or a @ b where c is None."""
+    if _WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=PRECISION)
 
 
 @triton.jit
@@ -86,11 +100,11 @@ def _attend(
         real = n < keys
         k_pointers = k + n[None, :] * k_n + d[:, None]
         k_tile = _load(k_pointers, real[None, :], d[:, None] < HEAD_DIM, MASKED, DIM != HEAD_DIM)
-        s = tl.dot(q, k_tile, input_precision=PRECISION) * slope
+        s = _dot(q, k_tile, None, PRECISION) * slope
         if RANK > 0:
             kf_pointers = key_factor + n[None, :] * kf_n + r[:, None]
             kf_tile = _load(kf_pointers, real[None, :], r[:, None] < RANK, MASKED, RANK_DIM != RANK)
-            s += tl.dot(query_factor, kf_tile, input_precision=PRECISION) * LOG2E
+            s += _dot(query_factor, kf_tile, None, PRECISION) * LOG2E
         if MASKED:
             visible = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
             if padding is not None:
@@ -109,7 +123,7 @@ def _attend(
         v_pointers = v + n[:, None] * v_n + d[None, :]
         v_tile = _load(v_pointers, real[:, None], d[None, :] < HEAD_DIM, MASKED, DIM != HEAD_DIM)
         mixed = mixed * decay[:, None]
-        mixed = tl.dot(p.to(v_tile.dtype), v_tile, mixed, input_precision=PRECISION)
+        mixed = _dot(p.to(v_tile.dtype), v_tile, mixed, PRECISION)
         largest = top
     return mixed, largest, total, moment
 
@@ -285,9 +299,9 @@ def _query_gradients(
     RANK_DIM: tl.constexpr,
     ENTROPY: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Take the keys from `begin` to `end` into a block of queries' gradients."""
     d = tl.arange(0, DIM)
     r = tl.arange(0, RANK_DIM)
     for first in tl.range(begin, end, BLOCK_N):
@@ -295,30 +309,29 @@ def _query_gradients(
         real = n < keys
         inside = d[None, :] < HEAD_DIM
         k_pointers = k + n[:, None] * k_n + d[None, :]
-        k_tile = _load(k_pointers, real[:, None], inside, MASKED, DIM != HEAD_DIM)
-        log_p = tl.dot(q, tl.trans(k_tile), input_precision=PRECISION) * slope
+        k_tile = _load(k_pointers, real[:, None], inside, True, DIM != HEAD_DIM)
+        log_p = _dot(q, tl.trans(k_tile), None, PRECISION) * slope
         kf_tile = k_tile
         if RANK > 0:
             kf_pointers = key_factor + n[:, None] * kf_n + r[None, :]
-            kf_tile = _load(kf_pointers, real[:, None], r[None, :] < RANK, MASKED, RANK_DIM != RANK)
-            log_p += tl.dot(query_factor, tl.trans(kf_tile), input_precision=PRECISION) * LOG2E
+            kf_tile = _load(kf_pointers, real[:, None], r[None, :] < RANK, True, RANK_DIM != RANK)
+            log_p += _dot(query_factor, tl.trans(kf_tile), None, PRECISION) * LOG2E
         log_p = log_p - lse[:, None]
-        if MASKED:
-            visible = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
-            if padding is not None:
-                hidden = tl.load(padding + n, mask=real, other=1)
-                visible = visible & (hidden == 0)[None, :]
-            log_p = tl.where(visible, log_p, HIDDEN)
+        visible = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
+        if padding is not None:
+            hidden = tl.load(padding + n, mask=real, other=1)
+            visible = visible & (hidden == 0)[None, :]
+        log_p = tl.where(visible, log_p, HIDDEN)
         p = tl.exp2(log_p)
         v_pointers = v + n[:, None] * v_n + d[None, :]
-        v_tile = _load(v_pointers, real[:, None], inside, MASKED, DIM != HEAD_DIM)
-        ds = tl.dot(do, tl.trans(v_tile), input_precision=PRECISION) - common[:, None]
+        v_tile = _load(v_pointers, real[:, None], inside, True, DIM != HEAD_DIM)
+        ds = _dot(do, tl.trans(v_tile), None, PRECISION) - common[:, None]
         if ENTROPY:
             ds -= log_p * d_entropy[:, None]
         ds = (p * ds).to(k_tile.dtype)
-        dq = tl.dot(ds, k_tile, dq, input_precision=PRECISION)
+        dq = _dot(ds, k_tile, dq, PRECISION)
         if RANK > 0:
-            d_factor = tl.dot(ds, kf_tile, d_factor, input_precision=PRECISION)
+            d_factor = _dot(ds, kf_tile, d_factor, PRECISION)
     return dq, d_factor
 
 
@@ -370,7 +383,6 @@ def _query_kernel(
     DIM: tl.constexpr,
     RANK: tl.constexpr,
     RANK_DIM: tl.constexpr,
-    LEFT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -408,28 +420,14 @@ def _query_kernel(
         d_entropy = tl.load(d_entropies + row, mask=valid, other=0.0) * LN2
     start = tl.load(starts + b * interval_b + m, mask=valid, other=0)
     stop = tl.load(stops + b * interval_b + m, mask=valid, other=0)
-    begin, whole, cut, end = _runs(start, stop, valid, keys, BLOCK_N, padding is not None)
+    begin, _, _, end = _runs(start, stop, valid, keys, BLOCK_N, True)
 
     dq_tile = tl.zeros((BLOCK_M, DIM), tl.float32)
     d_factor = tl.zeros((BLOCK_M, RANK_DIM), tl.float32)
-    if LEFT:
-        dq_tile, d_factor = _query_gradients(
-            dq_tile, d_factor, q_tile, qf_tile, do_tile, lse, common, d_entropy, start, stop,
-            slope * LOG2E, k_head, v_head, kf_head, padding_row, begin, tl.minimum(whole, end),
-            keys, k_n, v_n, kf_n, HEAD_DIM, DIM, RANK, RANK_DIM, d_entropies is not None, BLOCK_N,
-            True, PRECISION,
-        )  # fmt: skip
     dq_tile, d_factor = _query_gradients(
         dq_tile, d_factor, q_tile, qf_tile, do_tile, lse, common, d_entropy, start, stop,
-        slope * LOG2E, k_head, v_head, kf_head, padding_row, whole, cut,
-        keys, k_n, v_n, kf_n, HEAD_DIM, DIM, RANK, RANK_DIM, d_entropies is not None, BLOCK_N,
-        False, PRECISION,
-    )  # fmt: skip
-    dq_tile, d_factor = _query_gradients(
-        dq_tile, d_factor, q_tile, qf_tile, do_tile, lse, common, d_entropy, start, stop,
-        slope * LOG2E, k_head, v_head, kf_head, padding_row, cut, end,
-        keys, k_n, v_n, kf_n, HEAD_DIM, DIM, RANK, RANK_DIM, d_entropies is not None, BLOCK_N,
-        True, PRECISION,
+        slope * LOG2E, k_head, v_head, kf_head, padding_row, begin, end, keys, k_n, v_n, kf_n,
+        HEAD_DIM, DIM, RANK, RANK_DIM, d_entropies is not None, BLOCK_N, PRECISION,
     )  # fmt: skip
 
     dq_pointers = dq + b * dq_b + h * dq_h + m[:, None] * dq_m + d[None, :]
@@ -470,7 +468,6 @@ def _key_gradients(
     RANK_DIM: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Take the queries from `begin` to `end` into a block of keys' gradients. Tiles are keys × queries."""
@@ -481,31 +478,30 @@ def _key_gradients(
         real = m < queries
         inside = d[None, :] < HEAD_DIM
         q_pointers = q + m[:, None] * q_m + d[None, :]
-        q_tile = _load(q_pointers, real[:, None], inside, MASKED, DIM != HEAD_DIM)
-        log_p = tl.dot(k, tl.trans(q_tile), input_precision=PRECISION) * (slope * LOG2E)
+        q_tile = _load(q_pointers, real[:, None], inside, True, DIM != HEAD_DIM)
+        log_p = _dot(k, tl.trans(q_tile), None, PRECISION) * (slope * LOG2E)
         qf_tile = q_tile
         if RANK > 0:
             qf_pointers = query_factor + m[:, None] * qf_m + r[None, :]
-            qf_tile = _load(qf_pointers, real[:, None], r[None, :] < RANK, MASKED, RANK_DIM != RANK)
-            log_p += tl.dot(key_factor, tl.trans(qf_tile), input_precision=PRECISION) * LOG2E
-        log_p = log_p - _load(lses + m, real, real, MASKED, False)[None, :]
-        if MASKED:
-            visible = (m[None, :] >= start[:, None]) & (m[None, :] < stop[:, None])
-            log_p = tl.where(visible, log_p, HIDDEN)
+            qf_tile = _load(qf_pointers, real[:, None], r[None, :] < RANK, True, RANK_DIM != RANK)
+            log_p += _dot(key_factor, tl.trans(qf_tile), None, PRECISION) * LOG2E
+        log_p = log_p - tl.load(lses + m, mask=real, other=0.0)[None, :]
+        visible = (m[None, :] >= start[:, None]) & (m[None, :] < stop[:, None])
+        log_p = tl.where(visible, log_p, HIDDEN)
         p = tl.exp2(log_p)
         do_pointers = d_out + m[:, None] * do_m + d[None, :]
-        do_tile = _load(do_pointers, real[:, None], inside, MASKED, DIM != HEAD_DIM)
-        dv = tl.dot(p.to(do_tile.dtype), do_tile, dv, input_precision=PRECISION)
-        ds = tl.dot(v, tl.trans(do_tile), input_precision=PRECISION)
-        ds -= _load(commons + m, real, real, MASKED, False)[None, :]
+        do_tile = _load(do_pointers, real[:, None], inside, True, DIM != HEAD_DIM)
+        dv = _dot(p.to(do_tile.dtype), do_tile, dv, PRECISION)
+        ds = _dot(v, tl.trans(do_tile), None, PRECISION)
+        ds -= tl.load(commons + m, mask=real, other=0.0)[None, :]
         if d_entropies is not None:
-            ds -= log_p * (_load(d_entropies + m, real, real, MASKED, False) * LN2)[None, :]
+            ds -= log_p * (tl.load(d_entropies + m, mask=real, other=0.0) * LN2)[None, :]
         ds = p * ds
         if RANK > 0:
-            d_factor = tl.dot(ds.to(q_tile.dtype), qf_tile, d_factor, input_precision=PRECISION)
+            d_factor = _dot(ds.to(q_tile.dtype), qf_tile, d_factor, PRECISION)
         if GROUP > 1:
             ds = ds * slope  # the heads that share these keys may differ in it
-        dk = tl.dot(ds.to(q_tile.dtype), q_tile, dk, input_precision=PRECISION)
+        dk = _dot(ds.to(q_tile.dtype), q_tile, dk, PRECISION)
     return dk, dv, d_factor
 
 
@@ -557,7 +553,6 @@ def _key_kernel(
     DIM: tl.constexpr,
     RANK: tl.constexpr,
     RANK_DIM: tl.constexpr,
-    LEFT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -576,8 +571,8 @@ def _key_kernel(
     v_tile = _load(v_pointers, valid[:, None], inside, True, DIM != HEAD_DIM)
     start = tl.load(starts + b * interval_b + n, mask=valid, other=0)
     stop = tl.load(stops + b * interval_b + n, mask=valid, other=0)
-    # A padding key's gradients are discarded below, so its scores need no mask here.
-    begin, whole, cut, end = _runs(start, stop, valid, queries, BLOCK_M, False)
+    # A padding key's gradients are discarded below, so its scores need no mask.
+    begin, _, _, end = _runs(start, stop, valid, queries, BLOCK_M, True)
     kept = valid
     if padding is not None:
         kept = valid & (tl.load(padding + b * keys + n, mask=valid, other=1) == 0)
@@ -600,24 +595,11 @@ def _key_kernel(
         q_head = q + b * q_b + h * q_h
         do_head = d_out + b * do_b + h * do_h
         d_factor = tl.zeros((BLOCK_N, RANK_DIM), tl.float32)
-        if LEFT:
-            dk_tile, dv_tile, d_factor = _key_gradients(
-                dk_tile, dv_tile, d_factor, k_tile, v_tile, kf_tile, start, stop, slope,
-                q_head, do_head, qf_head, lses + row, commons + row, d_entropy_row,
-                begin, tl.minimum(whole, end), queries, q_m, do_m, qf_m,
-                HEAD_DIM, DIM, RANK, RANK_DIM, GROUP, BLOCK_M, True, PRECISION,
-            )  # fmt: skip
         dk_tile, dv_tile, d_factor = _key_gradients(
             dk_tile, dv_tile, d_factor, k_tile, v_tile, kf_tile, start, stop, slope,
             q_head, do_head, qf_head, lses + row, commons + row, d_entropy_row,
-            whole, cut, queries, q_m, do_m, qf_m,
-            HEAD_DIM, DIM, RANK, RANK_DIM, GROUP, BLOCK_M, False, PRECISION,
-        )  # fmt: skip
-        dk_tile, dv_tile, d_factor = _key_gradients(
-            dk_tile, dv_tile, d_factor, k_tile, v_tile, kf_tile, start, stop, slope,
-            q_head, do_head, qf_head, lses + row, commons + row, d_entropy_row,
-            cut, end, queries, q_m, do_m, qf_m,
-            HEAD_DIM, DIM, RANK, RANK_DIM, GROUP, BLOCK_M, True, PRECISION,
+            begin, end, queries, q_m, do_m, qf_m,
+            HEAD_DIM, DIM, RANK, RANK_DIM, GROUP, BLOCK_M, PRECISION,
         )  # fmt: skip
         if RANK > 0:
             pointers = (b * kv_heads * GROUP + h) * keys * RANK + n[:, None] * RANK + r[None, :]
@@ -668,7 +650,6 @@ def entropy_attention(
         *visible_keys(*masks),
         *visible_queries(*masks),
         None if key_padding_mask is None else key_padding_mask.contiguous().view(torch.uint8),
-        causal,
         window is not None or cu_seqlens is not None,
     )
 
@@ -688,7 +669,6 @@ class _EntropyAttention(torch.autograd.Function):
         query_starts: Tensor,
         query_stops: Tensor,
         padding: Tensor | None,
-        causal: bool,
         local: bool,
     ) -> tuple[Tensor, Tensor]:
         batch, heads, queries, _ = q.shape
@@ -699,7 +679,8 @@ class _EntropyAttention(torch.autograd.Function):
         out = torch.empty_like(q)
         entropy = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
         lse = torch.empty_like(entropy)
-        config = _config("forward", q.dtype, q.shape[-1])
+        sizes = _sizes(q, k, query_factor)
+        config = _config("forward", q.dtype, q.shape[-1], sizes["RANK"])
         if q.numel():
             with torch.cuda.device_of(q):
                 _forward_kernel[(triton.cdiv(queries, config["BLOCK_M"]), batch * heads)](
@@ -726,14 +707,13 @@ class _EntropyAttention(torch.autograd.Function):
                     *_strides(query_factor),
                     *_strides(key_factor),
                     LEFT=local,
-                    **_sizes(q, k, query_factor),
+                    **sizes,
                     **config,
                 )
         ctx.save_for_backward(
             q, k, v, slopes, query_factor, key_factor, out, entropy, lse,
             key_starts, key_stops, query_starts, query_stops, padding,
         )  # fmt: skip
-        ctx.causal, ctx.local = causal, local
         ctx.set_materialize_grads(False)
         return out, entropy
 
@@ -775,7 +755,7 @@ class _EntropyAttention(torch.autograd.Function):
                     DIM=sizes["DIM"],
                     BLOCK_M=64,
                 )
-                config = _config("query", q.dtype, head_dim)
+                config = _config("query", q.dtype, head_dim, sizes["RANK"])
                 _query_kernel[(triton.cdiv(queries, config["BLOCK_M"]), batch * heads)](
                     q,
                     k,
@@ -803,12 +783,11 @@ class _EntropyAttention(torch.autograd.Function):
                     *d_out.stride()[:3],
                     *dq.stride()[:3],
                     *factor_strides,
-                    LEFT=ctx.local,
                     **sizes,
                     **config,
                 )
             if k.numel():
-                config = _config("key", q.dtype, head_dim)
+                config = _config("key", q.dtype, head_dim, sizes["RANK"])
                 _key_kernel[(triton.cdiv(keys, config["BLOCK_N"]), batch * kv_heads)](
                     q,
                     k,
@@ -836,7 +815,6 @@ class _EntropyAttention(torch.autograd.Function):
                     *d_out.stride()[:3],
                     *dk.stride()[:3],
                     *factor_strides,
-                    LEFT=ctx.causal or ctx.local,
                     **sizes,
                     **config,
                 )
@@ -845,7 +823,7 @@ class _EntropyAttention(torch.autograd.Function):
         if query_factor is not None and d_query_factor is not None and d_key_factor is not None:
             d_query_factor = d_query_factor.to(query_factor.dtype)
             d_key_factor = d_key_factor.to(query_factor.dtype)
-        return dq, dk, dv, d_slopes, d_query_factor, d_key_factor, *(None,) * 7
+        return dq, dk, dv, d_slopes, d_query_factor, d_key_factor, *(None,) * 6
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -884,62 +862,63 @@ def _precision(dtype: torch.dtype) -> str:
     return "ieee" if exact else "tf32"
 
 
-def _config(kernel: str, dtype: torch.dtype, head_dim: int) -> dict[str, int]:
-    """Tile sizes and launch options, the largest that do not spill (see `aot_specs`)."""
+def _config(kernel: str, dtype: torch.dtype, head_dim: int, rank: int) -> dict[str, int]:
+    """Tile sizes and launch options that do not spill (see `aot_specs`; ranks above 16 may)."""
     size = _padded(head_dim) * (2 if dtype == torch.float32 else 1)
-    if kernel == "forward":
-        m, n, warps, stages = (
-            (128, 64, 4, 3) if size <= 64 else (128, 64, 8, 2) if size <= 128 else (64, 32, 4, 2)
-        )
-    elif kernel == "query":
-        m, n, warps, stages = (
-            (128, 32, 4, 3) if size <= 64 else (128, 32, 8, 2) if size <= 128 else (32, 32, 4, 1)
-        )
-    else:
-        m, n, warps, stages = (
-            (32, 128, 4, 3) if size <= 64 else (32, 128, 8, 2) if size <= 128 else (32, 32, 4, 1)
-        )
+    tiles = {  # for sizes to 64, to 128, above
+        "forward": [(128, 64, 8, 3), (64, 64, 8, 2), (64, 32, 8, 2)],
+        "query": [(128, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)],
+        "query, factors": [(128, 32, 8, 2), (64, 16, 8, 2), (16, 16, 4, 2)],
+        "key": [(32, 128, 8, 2), (32, 64, 8, 2), (32, 32, 8, 2)],
+    }[f"{kernel}, factors" if kernel == "query" and rank else kernel]
+    m, n, warps, stages = tiles[0 if size <= 64 else 1 if size <= 128 else 2]
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
 
 
 def aot_specs() -> list[AotSpec]:
-    """Every kernel in its default configurations, plain and with every option."""
+    """Every default configuration, with everything that shares it."""
     specs = []
-    for kind, dtype in {"bf16": torch.bfloat16, "fp32": torch.float32}.items():
-        for head_dim in (64, 128, 256):
-            for full in (False, True):
-                specs += [
-                    _spec("forward", _forward_kernel, kind, dtype, head_dim, full),
-                    _spec("query", _query_kernel, kind, dtype, head_dim, full),
-                    _spec("key", _key_kernel, kind, dtype, head_dim, full),
-                ]
-            specs.append(_spec("common", _common_kernel, kind, dtype, head_dim, True))
+    for kind, dtype, head_dim in (
+        ("bf16", torch.bfloat16, 64),
+        ("bf16", torch.bfloat16, 128),
+        ("bf16", torch.bfloat16, 256),
+        ("fp32", torch.float32, 64),
+        ("fp32", torch.float32, 128),
+    ):
+        for rank in (0, 16):
+            specs += [
+                _spec("forward", _forward_kernel, kind, dtype, head_dim, rank),
+                _spec("query", _query_kernel, kind, dtype, head_dim, rank),
+                _spec("key", _key_kernel, kind, dtype, head_dim, rank),
+            ]
+        specs.append(_spec("common", _common_kernel, kind, dtype, head_dim, 0))
     return specs
 
 
 def _spec(
-    name: str, kernel: Any, kind: str, dtype: torch.dtype, head_dim: int, full: bool
+    name: str, kernel: Any, kind: str, dtype: torch.dtype, head_dim: int, rank: int
 ) -> AotSpec:
-    """`full`: local, grouped, with padding, bias factors and gradients of everything."""
+    """Grouped, local, with padding and gradients of everything; with bias factors or without."""
     inputs = {"q", "k", "v", "query_factor", "key_factor", "out", "d_out", "dq", "dk", "dv"}
-    optional = {"query_factor", "key_factor", "padding", "d_slopes"}
-    optional |= {"d_query_factor", "d_key_factor"}
-    constexprs: dict[str, Any] = {
-        "GROUP": 4 if full else 1,
-        "HEAD_DIM": head_dim,
-        "DIM": _padded(head_dim),
-        "RANK": 16 if full else 0,
-        "RANK_DIM": 16,
-        "LEFT": full or name == "key",
-        "PRECISION": "tf32",
-    }
+    factors = {"query_factor", "key_factor", "d_query_factor", "d_key_factor"}
     config = {"BLOCK_M": 64, "num_warps": 4, "num_stages": 2}
     if name != "common":
-        config = _config(name, dtype, head_dim)
-    constexprs |= {key: value for key, value in config.items() if key.startswith("BLOCK")}
-    signature = {}
+        config = _config(name, dtype, head_dim, rank)
+    values: dict[str, Any] = {
+        "GROUP": 4,
+        "HEAD_DIM": head_dim,
+        "DIM": _padded(head_dim),
+        "RANK": rank,
+        "RANK_DIM": _padded(rank),
+        "LEFT": True,
+        "PRECISION": "tf32",
+        **config,
+    }
+    signature, constexprs = {}, {}
     for argument in kernel.arg_names:
-        if argument in optional and not full:
+        if argument in values:
+            constexprs[argument] = values[argument]
+        elif argument in factors and not rank:
             constexprs[argument] = None
         elif argument in inputs:
             signature[argument] = f"*{kind}"
@@ -947,15 +926,12 @@ def _spec(
             signature[argument] = "*i32"
         elif argument == "padding":
             signature[argument] = "*u8"
-        elif argument in constexprs:
-            continue
         elif argument in ("heads", "kv_heads", "queries", "keys") or argument[-2] == "_":
             signature[argument] = "i32"
         else:
             signature[argument] = "*fp32"
-    constexprs = {key: value for key, value in constexprs.items() if key in kernel.arg_names}
     return AotSpec(
-        name=f"entropy_attention/{name} {kind} {head_dim}{' full' if full else ''}",
+        name=f"entropy_attention/{name} {kind} {head_dim}{' factors' if rank else ''}",
         kernel=kernel,
         signature=signature,
         constexprs=constexprs,

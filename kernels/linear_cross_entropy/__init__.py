@@ -1,6 +1,8 @@
 """Cross-entropy of a linear classifier, without its logits matrix."""
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,15 @@ from kernels.linear_cross_entropy.options import Options, PerToken
 __all__ = ["linear_cross_entropy"]
 
 
-@torch.compiler.disable
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _eager(function: Function) -> Function:
+    """`torch.compiler.disable`, keeping the signature: how many rows count depends on the data."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
+
+
+@_eager
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -72,7 +82,7 @@ def linear_cross_entropy(
         group: processes that share the vocabulary, in the order of their ranks. Every one gets the
             whole loss and the whole gradient of `hidden`.
         chunk_size: tokens (in a backward that makes the logits again, vocabulary entries) whose
-            logits exist at once; default: 2²² logits.
+            logits exist at once. Default: 2²² logits on a CPU, 2²⁷ on a GPU (Triton: 2²⁵).
         backend: `"auto"`, `"reference"`, `"tiled"` or `"triton"`.
 
     Returns:

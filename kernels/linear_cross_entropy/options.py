@@ -48,9 +48,10 @@ class PerToken(torch.autograd.Function):
         options: Options,
         backend: ModuleType,
     ) -> tuple[Tensor, Tensor]:
-        lse, target_logit, logit_sum = backend.statistics(
-            hidden.to(options.dtype), weight.to(options.dtype), bias, targets, options
-        )
+        with torch.cuda.device_of(hidden):  # Triton launches on the current device
+            lse, target_logit, logit_sum = backend.statistics(
+                hidden.to(options.dtype), weight.to(options.dtype), bias, targets, options
+            )
         if options.group is not None:
             peak = lse.clone()
             dist.all_reduce(peak, dist.ReduceOp.MAX, options.group)
@@ -76,17 +77,18 @@ class PerToken(torch.autograd.Function):
         needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2])
         if grad_nll is None and grad_lse is None:
             return None, None, None, None, None, None
-        grads = ctx.backend.gradients(
-            hidden.to(options.dtype),
-            weight.to(options.dtype),
-            bias,
-            targets,
-            lse,
-            torch.zeros_like(lse) if grad_nll is None else grad_nll,
-            grad_lse,
-            options,
-            needed,
-        )
+        with torch.cuda.device_of(hidden):
+            grads = ctx.backend.gradients(
+                hidden.to(options.dtype),
+                weight.to(options.dtype),
+                bias,
+                targets,
+                lse,
+                torch.zeros_like(lse) if grad_nll is None else grad_nll,
+                grad_lse,
+                options,
+                needed,
+            )
         if options.group is not None and grads[0] is not None:
             dist.all_reduce(grads[0], dist.ReduceOp.SUM, options.group)
         inputs = (hidden, weight, bias)

@@ -8,17 +8,17 @@ from torch.autograd.function import once_differentiable
 
 from kernels.linear_cross_entropy.options import Gradients, Options
 
-# Logits held at once: 16 MiB in float32. Larger chunks are no faster on a CPU.
-CHUNK_ELEMENTS = 1 << 22
-
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32 for half-precision inputs, in the inputs' dtype otherwise."""
+    """a @ b in float32 for half-precision inputs, in the inputs' dtype otherwise.
+
+    Off CUDA the float32 sums are rounded to half precision once, as by `torch.nn.Linear`.
+    """
     if a.dtype not in (torch.float16, torch.bfloat16):
         return a @ b
-    if a.is_cuda:
+    if a.is_cuda and torch.version.hip is None:
         return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).float()  # CPUs have no matmul with a wider result
+    return (a @ b).float()  # PyTorch has no product with a wider result elsewhere
 
 
 def capped_logits(
@@ -32,9 +32,15 @@ def capped_logits(
     return logits
 
 
-def _row_chunks(rows: int, columns: int, chunk_size: int | None) -> list[slice]:
-    step = chunk_size or max(16, CHUNK_ELEMENTS // max(columns, 1))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+def _chunks(length: int, across: int, device: torch.device, options: Options) -> list[slice]:
+    """Slices of `length` whose logits, `across` for each, exist at once.
+
+    2²² of them by default (16 MiB in float32), which keeps a CPU's cores as busy as more would.
+    GPUs need larger products.
+    """
+    elements = 1 << (22 if device.type == "cpu" else 27)
+    step = options.chunk_size or max(16, elements // max(across, 1))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _owned(targets: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -53,7 +59,7 @@ def statistics(
     tokens, vocab = len(hidden), len(weight)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     lse, target_logit, logit_sum = (hidden.new_zeros(tokens, dtype=dtype) for _ in range(3))
-    for rows in _row_chunks(tokens, vocab, options.chunk_size):
+    for rows in _chunks(tokens, vocab, hidden.device, options):
         logits = capped_logits(hidden[rows], weight, bias, options.softcap)
         owned, columns = _owned(targets[rows], 0, vocab)
         target_logit[rows][owned] = logits[owned, columns]
@@ -61,6 +67,7 @@ def statistics(
             logit_sum[rows] = logits.sum(1)
         peak = logits.amax(1, keepdim=True)
         lse[rows] = peak.squeeze(1) + logits.sub_(peak).exp_().sum(1).log_()
+        del logits  # before the next chunk's are made
     return lse, target_logit, logit_sum
 
 
@@ -86,9 +93,7 @@ def gradients(
     grad_weight = weight.new_empty(weight.shape, dtype=dtype) if needed[1] else None
     grad_bias = weight.new_empty(vocab, dtype=dtype) if needed[2] else None
     grad_softmax = grad_nll if grad_lse is None else grad_nll + grad_lse
-    step = max(16, (options.chunk_size or CHUNK_ELEMENTS // max(tokens, 1)))
-    for start in range(0, vocab, step):
-        part = slice(start, min(start + step, vocab))
+    for part in _chunks(vocab, tokens, hidden.device, options):
         logits = capped_logits(
             hidden, weight[part], None if bias is None else bias[part], options.softcap
         )
@@ -109,14 +114,22 @@ def gradients(
             grad_weight[part] = matmul(grad.T, hidden)
         if grad_hidden is not None:
             grad_hidden += matmul(grad, weight[part])
+        del logits, grad, slope  # before the next chunk's are made
     return grad_hidden, grad_weight, grad_bias
 
 
-def _kahan_add(total: Tensor, compensation: Tensor, update: Tensor) -> None:
-    """total += update in total's dtype; `compensation` carries what rounding took away."""
-    update = update - compensation.to(update.dtype)
+def _accumulate(total: Tensor, compensation: Tensor | None, grad: Tensor, hidden: Tensor) -> None:
+    """total += gradᵀ @ hidden, where `compensation` carries what Kahan's rounding took away."""
+    if total.dtype == grad.dtype and compensation is None:
+        total.addmm_(grad.T, hidden)
+        return
+    update = matmul(grad.T, hidden)
+    if compensation is None:
+        total += update
+        return
+    update -= compensation
     before = total.to(update.dtype)
-    total += update.to(update.dtype)
+    total += update
     compensation.copy_((total.to(update.dtype) - before) - update)
 
 
@@ -147,7 +160,7 @@ class WeightedSum(torch.autograd.Function):
         if bias is not None and ctx.needs_input_grad[2]:
             grad_bias = torch.zeros_like(bias, dtype=dtype)
         nll = hidden.new_empty(len(hidden), dtype=dtype)
-        for rows in _row_chunks(len(hidden), vocab, options.chunk_size):
+        for rows in _chunks(len(hidden), vocab, hidden.device, options):
             logits = capped_logits(h[rows], w, bias, options.softcap)
             slope = None
             if options.softcap is not None:
@@ -172,14 +185,9 @@ class WeightedSum(torch.autograd.Function):
             grad = grad.to(options.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = matmul(grad, w)
-            if grad_weight is None:
-                continue
-            if compensation is not None:
-                _kahan_add(grad_weight, compensation, matmul(grad.T, h[rows]))
-            elif grad_weight.dtype == grad.dtype:
-                grad_weight.addmm_(grad.T, h[rows])
-            else:
-                grad_weight += matmul(grad.T, h[rows])
+            if grad_weight is not None:
+                _accumulate(grad_weight, compensation, grad, h[rows])
+            del logits, grad, slope  # before the next chunk's are made
         ctx.save_for_backward(
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

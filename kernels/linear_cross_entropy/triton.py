@@ -301,8 +301,9 @@ def _add(ptrs, lost_ptrs, update, mask, lock, KAHAN: tl.constexpr):
     if KAHAN:
         while tl.atomic_cas(lock, 0, 1) == 1:
             pass
-        before = tl.load(ptrs, mask=mask, other=0.0)
-        lost = tl.load(lost_ptrs, mask=mask, other=0.0)
+        # past the L1 cache, which other multiprocessors' stores do not reach
+        before = tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg")
+        lost = tl.load(lost_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
         update -= lost.to(tl.float32)
         after = (before.to(tl.float32) + update).to(before.dtype)
         tl.store(ptrs, after, mask=mask)
@@ -527,7 +528,9 @@ def _use_tma(hidden: Tensor, weight: Tensor) -> bool:
     ):
         return False
     return all(
-        x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+        x.data_ptr() % 16 == 0
+        and x.stride(0) * x.element_size() % 16 == 0
+        and x.stride(0) >= x.shape[1]
         for x in (hidden, weight)
     )
 
@@ -545,7 +548,8 @@ def statistics(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp, target logit (0 where the target is not in this shard) and sum of the logits."""
-    hidden, weight = _rows(hidden), _rows(weight)
+    hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
+    bias = None if bias is None else bias.contiguous()
     (tokens, dim), vocab = hidden.shape, len(weight)
     if tokens == 0:
         empty = hidden.new_zeros(0, dtype=torch.float32)
@@ -604,7 +608,8 @@ def gradients(
     needed: tuple[bool, bool, bool],
 ) -> Gradients:
     """Gradients of hidden, weight and bias: exact, or filtered when the options ask for it."""
-    hidden, weight = _rows(hidden), _rows(weight)
+    hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
+    bias = None if bias is None else bias.contiguous()
     grad_nll = grad_nll.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     if len(hidden) == 0:

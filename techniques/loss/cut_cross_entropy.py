@@ -73,12 +73,14 @@ class CutCrossEntropy:
             raise UsageError(
                 f"task.loss: cut_cross_entropy needs a linear head, got {type(classifier).__name__}"
             )
-        return linear_cross_entropy(
+        losses = linear_cross_entropy(
             outputs["hidden"],
-            classifier.weight,  # pyright: ignore[reportCallIssue] (torch.compiler.disable is untyped)
+            classifier.weight,
             batch["labels"],
             bias=classifier.bias,
             ignore_index=IGNORED,
             reduction="none",
             **self.options,
         )
+        assert isinstance(losses, Tensor)  # a pair only with return_lse
+        return losses

@@ -31,7 +31,8 @@ def test_vit_parameter_count(pool, build):
 def test_mean_pooled_vit_without_positions_ignores_the_order_of_patches(build, generator):
     """Attention is a function of a set: only positions can tell where a patch was."""
     position = {"_target_": "torch.nn.Identity"}
-    model = build("vit", CIFAR, width=16, depth=2, heads=2, position=position).double()
+    sizes = {"width": 16, "depth": 2, "heads": 2}
+    model = build("vit", CIFAR, **sizes, pool="mean", position=position).double()
     x = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
     shifted = x.roll((8, 12), dims=(2, 3))  # whole patches
     torch.testing.assert_close(model(x)["logits"], model(shifted)["logits"])
@@ -42,7 +43,7 @@ def test_equals_vit_of_transformers(build, generator):
     config = {"model_type": "vit", "layer_norm_eps": 1e-5}
     theirs = HF(**CIFAR, config=config, auto="image_classification", **sizes).model
     attention = {"_target_": "models.attention.SelfAttention", "bias": True}
-    ours = build("vit", CIFAR, **sizes, pool="class", attention=attention).double().eval()
+    ours = build("vit", CIFAR, **sizes, attention=attention).double().eval()
     theirs = theirs.double().eval()
     body, trunk = theirs.vit, ours.features
     state = dict(theirs.named_parameters())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.models.conftest import CIFAR, DIGITS, TEXT
+from training.configs import options
 
 SMALL = {"width": 16, "depth": 2, "heads": 2}
 TABLE = {"in_features": 6, "out_features": 3}
@@ -14,7 +15,7 @@ CASES = {
     "encoder on text": ("encoder", TEXT, SMALL, {"logits": (4, 12, 23)}),
     "vit on digits": ("vit", DIGITS, SMALL, {"logits": (4, 10)}),
     "vit on CIFAR": ("vit", CIFAR, SMALL, {"logits": (4, 10)}),
-    "vit, class token": ("vit", DIGITS, {**SMALL, "pool": "class"}, {"logits": (4, 10)}),
+    "vit, mean": ("vit", DIGITS, {**SMALL, "pool": "mean"}, {"logits": (4, 10)}),
     "resnet on digits": ("resnet", DIGITS, {"width": 4, "depth": 1}, {"logits": (4, 10)}),
     "resnet on CIFAR": ("resnet", CIFAR, {"width": 4, "depth": 2}, {"logits": (4, 10)}),
     "mlp on a table": ("mlp", TABLE, {"width": 16}, {"logits": (4, 3)}),
@@ -133,3 +134,7 @@ def test_needs_an_input_size(name, build):
 def test_refuses_a_sequence_that_is_too_long(name, build):
     with pytest.raises(ValueError, match="at most 12 tokens, got 13"):
         build(name, TEXT, **SMALL)(input_ids=torch.zeros(1, 13, dtype=torch.long))
+
+
+def test_every_config_is_covered():
+    assert {name for name, *_ in CASES.values()} == set(options("model"))
