@@ -25,6 +25,21 @@ def squared_error(outputs: Any, batch: dict[str, Any]) -> Tensor:
     return (outputs["logits"].view(labels.shape).float() - labels).square()
 
 
+def correct(outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """1 where the largest logit is the label's, else 0; shaped like the labels.
+
+    Where the model gives hidden states, logits are made one sample at a time and not kept, so that
+    a run whose fused loss never holds them does not begin to.
+    """
+    labels = batch["labels"]
+    if "logits" not in outputs and "hidden" in outputs:
+        hidden, classifier = outputs["hidden"], outputs["classifier"]
+        predicted = torch.cat([classifier(one).argmax(-1) for one in hidden.split(1)])
+    else:
+        predicted = outputs["logits"].argmax(-1)
+    return (predicted == labels).float()
+
+
 def valid(losses: Tensor, batch: dict[str, Any]) -> Tensor:
     """Mask, shaped like `losses`, of the elements that count: those whose label is not −100."""
     labels = batch.get("labels")

@@ -110,7 +110,7 @@ def _compose(overrides: list[str]) -> Config:
     except OmegaConfBaseException as error:
         raise UsageError(f"configuration: {_first_line(error)}") from error
     assert isinstance(config, dict)
-    chosen = {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+    chosen = {k: v for k, v in choices.items() if "/" not in k}
     return {**config, "choices": chosen}  # type: ignore[return-value]
 
 

@@ -81,7 +81,7 @@ def visible_queries(
     lengths: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The transpose of `visible_keys`: the queries that see each key, `(batch or 1, key length)`."""
+    """The transpose: the queries that see each key, `(batch or 1, key length)`."""
     queries, keys = q.shape[2], k.shape[2]
     position = torch.arange(keys, dtype=torch.int32, device=q.device)[None]
     # A later query sees an earlier key: from the key's side causality looks forward.

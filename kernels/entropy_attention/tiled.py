@@ -103,7 +103,9 @@ class _EntropyAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Tensor | None, d_entropy: Tensor | None) -> tuple:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_out: Tensor | None, d_entropy: Tensor | None
+    ) -> tuple:
         q, k, v, slope, bias, query_factor, key_factor, start, stop, padding, lse = (
             ctx.saved_tensors
         )
@@ -115,12 +117,11 @@ class _EntropyAttention(torch.autograd.Function):
             dq = torch.zeros(q.shape, dtype=dtype, device=q.device)
             dk, dv = torch.zeros_like(values), torch.zeros_like(values)
             d_slope = torch.zeros_like(scores.slope)
-            d_bias = d_query_factor = d_key_factor = None
+            d_bias = d_factors = None
             if scores.bias is not None and ctx.needs_input_grad[4]:
                 d_bias = torch.zeros_like(scores.bias, dtype=dtype)
-            if scores.query_factor is not None and scores.key_factor is not None:
-                d_query_factor = torch.zeros_like(scores.query_factor)
-                d_key_factor = torch.zeros_like(scores.key_factor)
+            if scores.factors is not None:
+                d_factors = [torch.zeros_like(x) for x in scores.factors]
 
             for block in scores.blocks():
                 batch, heads, rows, keys = block
@@ -149,15 +150,13 @@ class _EntropyAttention(torch.autograd.Function):
                 if d_bias is not None:
                     part = _cut(d_bias, batch, heads, rows, keys)
                     part += ds.sum_to_size(part.shape)
-                if d_query_factor is not None and d_key_factor is not None:
-                    part = _cut(d_query_factor, batch, heads, rows)
-                    part += (ds @ _cut(scores.key_factor, batch, heads, keys)).sum_to_size(
-                        part.shape
-                    )
-                    part = _cut(d_key_factor, batch, heads, keys)
-                    part += (ds.mT @ _cut(scores.query_factor, batch, heads, rows)).sum_to_size(
-                        part.shape
-                    )
+                if scores.factors is not None and d_factors is not None:
+                    of_rows = _cut(scores.factors[0], batch, heads, rows)
+                    of_keys = _cut(scores.factors[1], batch, heads, keys)
+                    part = _cut(d_factors[0], batch, heads, rows)
+                    part += (ds @ of_keys).sum_to_size(part.shape)
+                    part = _cut(d_factors[1], batch, heads, keys)
+                    part += (ds.mT @ of_rows).sum_to_size(part.shape)
 
         def like(grad: Tensor | None, x: Tensor | None) -> Tensor | None:
             return None if grad is None or x is None else grad.reshape(x.shape).to(x.dtype)
@@ -168,8 +167,7 @@ class _EntropyAttention(torch.autograd.Function):
             like(dv, v),
             like(d_slope, slope),
             like(d_bias, bias),
-            like(d_query_factor, query_factor),
-            like(d_key_factor, key_factor),
+            *map(like, d_factors or (None, None), (query_factor, key_factor)),
             None,
             None,
             None,
@@ -196,10 +194,11 @@ class _Scores:
         self.keys = k.to(slope.dtype).contiguous()
         self.slope = self.grouped(slope[None, :, None, None])
         self.bias = None if bias is None else self.grouped(_four(bias))
-        self.query_factor = self.key_factor = None
+        self.factors = None
         if query_factor is not None and key_factor is not None:
-            self.query_factor = self.grouped(_four(query_factor).to(slope.dtype))
-            self.key_factor = self.grouped(_four(key_factor).to(slope.dtype))
+            self.factors = [
+                self.grouped(_four(x).to(slope.dtype)) for x in (query_factor, key_factor)
+            ]
         self.start, self.stop, self.padding = start, stop, padding
 
     def grouped(self, x: Tensor) -> Tensor:
@@ -239,27 +238,20 @@ class _Scores:
         s = s.unflatten(2, queries.shape[2:4])
         if self.bias is not None:
             s += _cut(self.bias, batch, heads, rows, keys)
-        if self.query_factor is not None and self.key_factor is not None:
-            s += (
-                _cut(self.query_factor, batch, heads, rows)
-                @ _cut(self.key_factor, batch, heads, keys).mT
-            )
+        if self.factors is not None:
+            of_rows = _cut(self.factors[0], batch, heads, rows)
+            s += of_rows @ _cut(self.factors[1], batch, heads, keys).mT
         hidden = self.bias is not None
         first, last = (_cut(x, batch)[:, rows] for x in (self.start, self.stop))
         # Only the two edges of a block's keys may be hidden from some of its rows.
         before = min(int(first.max()), keys.stop) - keys.start
         after = max(int(last.min()), keys.start) - keys.start
-        for edge, left, right in (
-            (slice(0, before), True, False),
-            (slice(after, None), False, True),
-        ):
-            part = s[..., edge]
-            if part.shape[-1] == 0:
-                continue
-            hidden = True
-            key = torch.arange(keys.start, keys.stop)[edge]
-            mask = key < first[..., None] if left else key >= last[..., None]
-            part.masked_fill_(mask.to(s.device)[:, None, None], -torch.inf)
+        for edge in (slice(0, before), slice(after, None)):
+            if (part := s[..., edge]).shape[-1]:
+                hidden = True
+                key = torch.arange(keys.start, keys.stop)[edge]
+                mask = (key < first[..., None]) | (key >= last[..., None])
+                part.masked_fill_(mask.to(s.device)[:, None, None], -torch.inf)
         if self.padding is not None:
             hidden = True
             s.masked_fill_(self.padding[batch, None, None, None, keys], -torch.inf)

@@ -7,6 +7,9 @@ seen whole, and cut by their last keys; only the outer two pay for masking. The 
 run: three would cost more registers than the mask costs time.
 """
 
+# Pyright takes the types of a kernel's parameters for those of a launch's arguments.
+# pyright: reportArgumentType=false
+
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.aot import AotSpec
+from kernels.aot import TARGETS, AotSpec
 from kernels.backend import triton_interpreted
 from kernels.entropy_attention.reference import visible_keys, visible_queries
 from kernels.entropy_attention.tiled import head_slopes
@@ -95,7 +98,7 @@ def _attend(
     """Take the keys from `begin` to `end` into a block of rows' running sums."""
     d = tl.arange(0, DIM)
     r = tl.arange(0, RANK_DIM)
-    for first in tl.range(begin, end, BLOCK_N):
+    for first in range(begin, end, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         real = n < keys
         k_pointers = k + n[None, :] * k_n + d[:, None]
@@ -105,8 +108,8 @@ def _attend(
             kf_pointers = key_factor + n[None, :] * kf_n + r[:, None]
             kf_tile = _load(kf_pointers, real[None, :], r[:, None] < RANK, MASKED, RANK_DIM != RANK)
             s += _dot(query_factor, kf_tile, None, PRECISION) * LOG2E
+        visible = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
         if MASKED:
-            visible = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
             if padding is not None:
                 hidden = tl.load(padding + n, mask=real, other=1)
                 visible = visible & (hidden == 0)[None, :]
@@ -304,7 +307,7 @@ def _query_gradients(
     """Take the keys from `begin` to `end` into a block of queries' gradients."""
     d = tl.arange(0, DIM)
     r = tl.arange(0, RANK_DIM)
-    for first in tl.range(begin, end, BLOCK_N):
+    for first in range(begin, end, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
         real = n < keys
         inside = d[None, :] < HEAD_DIM
@@ -470,10 +473,10 @@ def _key_gradients(
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Take the queries from `begin` to `end` into a block of keys' gradients. Tiles are keys × queries."""
+    """Take the queries from `begin` to `end` into a block of keys' gradients (transposed tiles)."""
     d = tl.arange(0, DIM)
     r = tl.arange(0, RANK_DIM)
-    for first in tl.range(begin, end, BLOCK_M):
+    for first in range(begin, end, BLOCK_M):
         m = first + tl.arange(0, BLOCK_M)
         real = m < queries
         inside = d[None, :] < HEAD_DIM
@@ -557,7 +560,7 @@ def _key_kernel(
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of keys of one key-value head: gradients of k, v and the bias factor of each head."""
+    """One block of keys of one key-value head: gradients of k, v and each head's bias factor."""
     index = tl.program_id(1).to(tl.int64)
     b, kv_head = index // kv_heads, index % kv_heads
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -719,7 +722,9 @@ class _EntropyAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Tensor | None, d_entropy: Tensor | None) -> tuple:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_out: Tensor | None, d_entropy: Tensor | None
+    ) -> tuple:
         (
             q, k, v, slopes, query_factor, key_factor, out, entropy, lse,
             key_starts, key_stops, query_starts, query_stops, padding,
@@ -862,21 +867,46 @@ def _precision(dtype: torch.dtype) -> str:
     return "ieee" if exact else "tf32"
 
 
-def _config(kernel: str, dtype: torch.dtype, head_dim: int, rank: int) -> dict[str, int]:
+def _config(
+    kernel: str, dtype: torch.dtype, head_dim: int, rank: int, target: str | None = None
+) -> dict[str, int]:
     """Tile sizes and launch options that do not spill (see `aot_specs`; ranks above 16 may)."""
+    target = target or _target()
     size = _padded(head_dim) * (2 if dtype == torch.float32 else 1)
-    tiles = {  # for sizes to 64, to 128, above
+    column = 0 if size <= 64 else 1 if size <= 128 else 2
+    if target.startswith("hip"):
+        # Masks live in scalar registers there: few elements for each thread.
+        m, n = {
+            "forward": [(64, 32), (64, 32), (64, 32)],
+            "query": [(64, 16), (64, 16), (16, 16)],
+            "key": [(16, 64), (16, 32), (16, 16)],
+        }[kernel][column]
+        return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": 4, "num_stages": 1}
+    m, n, warps, stages = {
         "forward": [(128, 64, 8, 3), (64, 64, 8, 2), (64, 32, 8, 2)],
         "query": [(128, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)],
         "query, factors": [(128, 32, 8, 2), (64, 16, 8, 2), (16, 16, 4, 2)],
         "key": [(32, 128, 8, 2), (32, 64, 8, 2), (32, 32, 8, 2)],
-    }[f"{kernel}, factors" if kernel == "query" and rank else kernel]
-    m, n, warps, stages = tiles[0 if size <= 64 else 1 if size <= 128 else 2]
+        "key, factors": [(32, 128, 8, 2), (32, 32, 8, 2), (32, 32, 8, 2)],
+    }[f"{kernel}, factors" if kernel != "forward" and rank else kernel][column]
+    if kernel == "forward" and column == 0 and target == "cuda:100":
+        n, stages = 32, 2
+    if kernel == "key" and dtype == torch.float32 and column == 2:
+        stages = 1
     return {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+
+
+def _target() -> str:
+    """The device's architecture as `kernels.aot` names it, as far as configurations differ."""
+    if torch.version.hip is not None:
+        return "hip:gfx942"
+    blackwell = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 10
+    return "cuda:100" if blackwell else "cuda:90"
 
 
 def aot_specs() -> list[AotSpec]:
     """Every default configuration, with everything that shares it."""
+    kernels = {"forward": _forward_kernel, "query": _query_kernel, "key": _key_kernel}
     specs = []
     for kind, dtype, head_dim in (
         ("bf16", torch.bfloat16, 64),
@@ -885,25 +915,28 @@ def aot_specs() -> list[AotSpec]:
         ("fp32", torch.float32, 64),
         ("fp32", torch.float32, 128),
     ):
+        common = {"BLOCK_M": 64, "num_warps": 4, "num_stages": 2}
+        specs.append(_spec("common", _common_kernel, kind, head_dim, 0, common, TARGETS))
         for rank in (0, 16):
-            specs += [
-                _spec("forward", _forward_kernel, kind, dtype, head_dim, rank),
-                _spec("query", _query_kernel, kind, dtype, head_dim, rank),
-                _spec("key", _key_kernel, kind, dtype, head_dim, rank),
-            ]
-        specs.append(_spec("common", _common_kernel, kind, dtype, head_dim, 0))
+            for targets in (("cuda:80", "cuda:90"), ("cuda:100",), ("hip:gfx942",)):
+                for name, kernel in kernels.items():
+                    config = _config(name, dtype, head_dim, rank, targets[0])
+                    specs.append(_spec(name, kernel, kind, head_dim, rank, config, targets))
     return specs
 
 
 def _spec(
-    name: str, kernel: Any, kind: str, dtype: torch.dtype, head_dim: int, rank: int
+    name: str,
+    kernel: Any,
+    kind: str,
+    head_dim: int,
+    rank: int,
+    config: dict[str, int],
+    targets: tuple[str, ...],
 ) -> AotSpec:
     """Grouped, local, with padding and gradients of everything; with bias factors or without."""
     inputs = {"q", "k", "v", "query_factor", "key_factor", "out", "d_out", "dq", "dk", "dv"}
     factors = {"query_factor", "key_factor", "d_query_factor", "d_key_factor"}
-    config = {"BLOCK_M": 64, "num_warps": 4, "num_stages": 2}
-    if name != "common":
-        config = _config(name, dtype, head_dim, rank)
     values: dict[str, Any] = {
         "GROUP": 4,
         "HEAD_DIM": head_dim,
@@ -938,4 +971,5 @@ def _spec(
         num_warps=config["num_warps"],
         num_stages=config["num_stages"],
         divisible=tuple(name for name, kind in signature.items() if kind == "i32"),
+        targets=targets,
     )

@@ -1,3 +1,4 @@
+import itertools
 import math
 import subprocess
 import sys
@@ -107,13 +108,26 @@ def backend(name):
 
 
 def close(actual, expected, rtol=1e-7, atol=1e-9):
-    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert a.isfinite().all(), index
-        torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=atol, msg=lambda m: f"{index}: {m}")  # noqa: B023, E501
+    assert len(actual) == len(expected)
+    assert all(x.isfinite().all() for x in actual)
+    for a, b in zip(actual, expected):
+        torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=atol)
 
 
-def by_definition(q, k, v, causal=False, scale=None, temperature=None, window=None, bias=None,
-                  bias_factors=None, lengths=None, cu_seqlens=None, key_padding_mask=None):  # fmt: skip
+def by_definition(
+    q,
+    k,
+    v,
+    causal=False,
+    scale=None,
+    temperature=None,
+    window=None,
+    bias=None,
+    bias_factors=None,
+    lengths=None,
+    cu_seqlens=None,
+    key_padding_mask=None,
+):
     """Row by row: the visible keys listed one by one, then Σ p·v and −Σ p·log p over them."""
     batch, heads, queries, head_dim = q.shape
     keys, group = k.shape[2], heads // k.shape[1]
@@ -290,7 +304,7 @@ def test_packed_sequences(causal, implementation, monkeypatch, poisoned):
     def one_by_one(q, k, v):
         parts = [
             entropy_attention(*(x[:, :, a:b] for x in (q, k, v)), causal=causal)
-            for a, b in zip(edges[:-1], edges[1:])
+            for a, b in itertools.pairwise(edges)
         ]
         return torch.cat([x[0] for x in parts], 2), torch.cat([x[1] for x in parts], 2)
 
@@ -379,13 +393,10 @@ def test_any_layout(implementation, poisoned):
     k = k.mT.contiguous().mT
     v = torch.cat([v, v], -1)[..., : v.shape[-1]]
 
-    def without_copies(*_):
-        return entropy_attention(q_, k_, v_, backend=implementation)
-
-    q_, k_, v_ = (x.requires_grad_() for x in (q, k, v.detach()))
-    out, entropy = without_copies()
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out, entropy = entropy_attention(*leaves, backend=implementation)
     upstream = (normal(*out.shape, seed=11).float(), normal(*entropy.shape, seed=12).float())
-    gradients = torch.autograd.grad((out, entropy), (q_, k_, v_), upstream)
+    gradients = torch.autograd.grad((out, entropy), leaves, upstream)
     close([out, entropy, *gradients], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -434,6 +445,7 @@ def test_in_a_compiled_function():
     close(with_gradients(compiled, q, k, v, {}), with_gradients(function, q, k, v, {}))
 
 
+PIPE = {"check": True, "capture_output": True, "text": True}
 CHILD = """
 import sys, torch
 from kernels.entropy_attention import entropy_attention
@@ -465,9 +477,6 @@ def test_memory_of_a_tenth_of_the_materialised_form():
     }
     assert extra["reference"] > 2 * 4 * 4096**2 * 4 / 1024  # two matrices, in KiB
     assert extra["tiled"] <= 0.1 * extra["reference"]
-
-
-PIPE = {"check": True, "capture_output": True, "text": True}
 
 
 def wrong(**changes):
