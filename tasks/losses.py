@@ -25,6 +25,13 @@ def squared_error(outputs: Any, batch: dict[str, Any]) -> Tensor:
     return (outputs["logits"].view(labels.shape).float() - labels).square()
 
 
+def supervised(outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy where labels are classes, squared error where they are real."""
+    if batch["labels"].is_floating_point():
+        return squared_error(outputs, batch)
+    return cross_entropy(outputs, batch)
+
+
 def correct(outputs: Any, batch: dict[str, Any]) -> Tensor:
     """1 where the largest logit is the label's, else 0; shaped like the labels.
 

@@ -1,0 +1,56 @@
+"""Handwritten digits, which scikit-learn brings."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from tasks import losses
+from tasks.arrays import as_dataset, is_classifier
+
+
+class Digits:
+    """Classify scikit-learn's 1,797 handwritten digits of 8×8 pixels.
+
+    A fixed, stratified fifth is for validation. Pixels (0 to 16) are standardised with the training
+    set's mean and standard deviation.
+
+    Args:
+        objective: the model's; `"reconstruction"` leaves out the accuracy.
+    """
+
+    unit = "samples"
+    dims = {  # noqa: RUF012
+        **{"in_channels": 1, "image_size": 8, "num_classes": 10},
+        **{"in_features": 64, "out_features": 10},
+    }
+
+    def __init__(self, *, objective: str | None = None) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        images, labels = load_digits(return_X_y=True)
+        parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+        train, validation, train_labels, validation_labels = parts
+        self.mean, self.std = float(train.mean()), float(train.std())
+        self.objective = objective
+        self.train: Dataset = as_dataset({"pixels": train, "labels": train_labels})
+        self.validation: Dataset = as_dataset({"pixels": validation, "labels": validation_labels})
+
+    def count(self, batch: dict[str, Any]) -> int:
+        """Images in a batch."""
+        return len(batch["labels"])
+
+    def prepare(
+        self, rows: dict[str, Any], generator: torch.Generator, training: bool
+    ) -> dict[str, Any]:
+        """`pixel_values` (batch, 1, 8, 8) and `labels` (batch,)."""
+        pixels = (rows["pixels"] - self.mean) / self.std
+        return {"pixel_values": pixels.view(-1, 1, 8, 8), "labels": rows["labels"]}
+
+    loss = staticmethod(losses.cross_entropy)
+
+    def scores(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether each digit was recognised."""
+        return {"accuracy": losses.correct(outputs, batch)} if is_classifier(self) else {}
