@@ -37,7 +37,7 @@ def _keys() -> Iterator[str]:
     root = yaml.load((CONF / "config.yaml").read_text(), Loader=yaml.CSafeLoader)
     for entry in root.pop("defaults"):
         for group, name in entry.items() if isinstance(entry, dict) else ():
-            if isinstance(name, str):
+            if group in groups() and isinstance(name, str):
                 text = (CONF / group / f"{name}.yaml").read_text()
                 root[group] = yaml.load(text, Loader=yaml.CSafeLoader) or {}
     yield from _paths(root, "")

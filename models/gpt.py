@@ -40,6 +40,8 @@ class GPT(nn.Module):
         tie_embeddings: bool = False,
     ) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"model.width: must be at least 1, got {width}")
         self.context_length = context_length
         self.embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.embedding.weight, std=0.02)

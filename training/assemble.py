@@ -175,9 +175,6 @@ def _build_penalties(nodes: Config) -> dict[str, tuple[Any, float]]:
 
 
 def _ordered(nodes: Config, where: str) -> dict[str, Any]:
-    for name, node in nodes.items():
-        if not is_component(node):
-            raise UsageError(f"{where}.{name}: needs a _target_")
     return {name: component(node, f"{where}.{name}") for name, node in nodes.items()}
 
 

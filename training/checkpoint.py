@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from training.errors import EnvironmentFault, UsageError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from training.run import Run
 
 FILES = ("model.safetensors", "training.pt")
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""A full disk, as Python, torch and safetensors report it."""
 
 
 class Damaged(Exception):
@@ -68,8 +71,7 @@ def save(run: "Run") -> Path:
         if final.exists():
             shutil.rmtree(final)
         temporary.replace(final)
-    except (OSError, RuntimeError) as error:
-        # safetensors and torch report a full disk as errors of their own.
+    except WRITE_ERRORS as error:
         raise EnvironmentFault(f"cannot write checkpoint {final}: {_reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -85,7 +87,7 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, str(path))
-    except (OSError, RuntimeError) as error:
+    except WRITE_ERRORS as error:
         raise EnvironmentFault(f"cannot write {path}: {_reason(error)}") from error
 
 

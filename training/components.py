@@ -2,10 +2,9 @@
 
 import functools
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
-
-from hydra.utils import get_object
 
 from training.errors import UsageError, nearest
 
@@ -18,17 +17,22 @@ def target(node: dict[str, Any], where: str) -> Callable[..., Any]:
     """
     path = node["_target_"]
     try:
-        return get_object(path)
+        found = pkgutil.resolve_name(path)
     except Exception as error:  # importing runs code we did not write
         raise UsageError(f"{where}._target_: cannot import '{path}': {_reason(error)}") from error
+    if not callable(found):
+        raise UsageError(f"{where}._target_: '{path}' is not a class or function")
+    return found
 
 
-def factory(node: dict[str, Any], where: str) -> Callable[..., Any]:
+def factory(node: Any, where: str) -> Callable[..., Any]:
     """`_target_` bound to the node's other keys; components among those become factories too.
 
     Raises:
-        UsageError: when `_target_` cannot be imported or does not take one of the keys.
+        UsageError: when `_target_` is missing, cannot be imported or does not take one of the keys.
     """
+    if not is_component(node):
+        raise UsageError(f"{where}: needs a _target_, got {node!r}")
     made = target(node, where)
     keys = {key: value for key, value in node.items() if key != "_target_"}
     _check_keys(made, keys, where)

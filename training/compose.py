@@ -61,6 +61,10 @@ def _parse(overrides: list[str]) -> list[Override]:
             raise UsageError(f"'{bad}': an override is written key=value") from error
         raise UsageError(f"override not understood: {_first_line(error)}") from error
     for override in parsed:
+        if not override.key_or_group:
+            raise UsageError(f"'{override.input_line}': an override is written key=value")
+        if _is_selection(override) and not isinstance(override.value(), str | list | None):
+            raise UsageError(f"'{override.input_line}': expected a name from conf/")
         if override.is_sweep_override():
             raise UsageError(
                 f"'{override.input_line}' names several values: use `assay sweep`, "

@@ -9,18 +9,19 @@ from torch import Tensor
 from tasks.fetch import fetch
 from tasks.losses import valid
 from training.data import mix, move
+from training.errors import UsageError, nearest
 from training.run import Run
 
 
-def evaluate(run: Run) -> dict[str, float]:
-    """`val/loss` and the task's scores: exact means over `trainer.eval_samples` samples.
+def evaluate(run: Run, samples: int | None = None) -> dict[str, float]:
+    """`val/loss` and the task's scores: exact means over `samples` or `trainer.eval_samples`.
 
     Every evaluation of a run sees the same samples and the same random numbers, and leaves the
     run's own random state as it was.
     """
     trainer = run.config["trainer"]
     size = trainer["eval_batch_size"] or trainer["batch_size"]
-    batches = _spread(len(run.task.validation), trainer["eval_samples"]).split(size)
+    batches = _spread(len(run.task.validation), samples or trainer["eval_samples"]).split(size)
     sums: dict[str, list[float]] = {}
     was_training = run.model.training
     run.objective.eval()
@@ -39,6 +40,20 @@ def evaluate(run: Run) -> dict[str, float]:
     if hasattr(run.task, "derived"):
         means |= run.task.derived(means)
     return {f"val/{name}": value for name, value in means.items()}
+
+
+def check_monitor(run: Run) -> None:
+    """Find a misspelt `trainer.monitor` before training, by evaluating one sample.
+
+    Raises:
+        UsageError: naming the nearest metric, when the task has none of that name.
+    """
+    monitor = run.config["trainer"]["monitor"]
+    if monitor == "val/loss":
+        return
+    known = evaluate(run, samples=1)
+    if monitor not in known:
+        raise UsageError(f"trainer.monitor: no metric '{monitor}'{nearest(monitor, known)}")
 
 
 def _scores(run: Run, batch: dict[str, Any]) -> dict[str, Tensor]:

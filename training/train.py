@@ -17,6 +17,7 @@ from training.configs import Config
 from training.data import mix
 from training.environment import describe
 from training.errors import EnvironmentFault, UsageError
+from training.evaluate import check_monitor
 from training.files import write_atomically
 from training.folder import new_folder, read_summary, resumed_config, save_config
 from training.metrics import finite, read
@@ -35,6 +36,7 @@ def start(config: Config, overrides: list[str], progress: Progress) -> dict[str,
         EnvironmentFault: when the machine fails it.
     """
     run = assemble(config)
+    check_monitor(run)
     folder = [str(new_folder(config))] if run.main else [""]
     run.open(Path(broadcast_object_list(folder)[0]))
     if run.main:

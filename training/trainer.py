@@ -11,7 +11,6 @@ from torch import Tensor
 
 from training import checkpoint
 from training.data import move
-from training.errors import UsageError, nearest
 from training.evaluate import evaluate
 from training.interrupts import Interrupts
 from training.objective import Losses
@@ -195,8 +194,6 @@ def _save(run: Run) -> None:
             checkpoint.mark_best(run, path)
         checkpoint.prune(run.folder, run.config["trainer"]["keep_checkpoints"])
     run.accelerator.wait_for_everyone()
-    if metrics and monitor not in metrics:
-        raise UsageError(f"trainer.monitor: no metric '{monitor}'{nearest(monitor, metrics)}")
 
 
 def _post(run: Run, tracker: Any, progress: Progress) -> None:

@@ -20,7 +20,7 @@ def seconds(*code: str) -> float:
 @pytest.mark.parametrize(
     ("arguments", "limit"),
     [(["--help"], 2.0), (["list", "techniques"], 3.0), (["list", "techniques", "--json"], 3.0)],
-    ids=" ".join,
+    ids=["help", "list", "list json"],
 )
 def test_start_up_time(arguments, limit):
     """Median ratio to `import typer, rich` over pairs taken in turns."""

@@ -43,6 +43,7 @@ def tiny(technique: str, outputs: Path, *extra: str) -> tuple[dict[str, Any], li
 def fitted(technique: str, outputs: Path, *extra: str) -> tuple[Run, bool]:
     """A trained tiny run, and whether training changed a parameter."""
     run = assemble(tiny(technique, outputs, *extra)[0])
+    outputs.mkdir(exist_ok=True)
     run.open(outputs)
     before = [p.detach().clone() for p in run.objective.parameters()]
     status = fit(run, NoTracker(), Progress())

@@ -27,8 +27,8 @@ def test_the_command_line_wins_over_a_task_and_a_technique():
     assert config["model"]["activation"]["_target_"] == "torch.nn.ReLU"
 
 
-def test_techniques_whose_keys_collide_are_refused_by_name(tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="'golu' and 'mish' both set model.activation"):
+def test_techniques_whose_keys_collide_are_refused_by_name():
+    with pytest.raises(UsageError, match=r"'golu' and 'mish' both set model\.activation"):
         compose(["technique=[golu,mish]"])
 
 

@@ -26,6 +26,7 @@ TINY = [
 
 def trained(tmp_path, *overrides):
     run = assemble(compose([*TINY, *overrides]))
+    tmp_path.mkdir(exist_ok=True)
     run.open(tmp_path)
     status = fit(run, NoTracker(), Progress())
     run.metrics.close()
@@ -139,7 +140,9 @@ def test_an_interrupt_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(tmp_path.glob("outputs/runs/*/metrics.jsonl")):
+    while process.poll() is None and not any(
+        path.stat().st_size for path in tmp_path.glob("outputs/runs/*/metrics.jsonl")
+    ):
         time.sleep(0.01)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
