@@ -14,7 +14,7 @@ from training.compose import Config
 from training.configs import options
 from training.data import StepBatches, move
 from training.errors import UsageError
-from training.objective import Objective
+from training.objective import Objective, inputs_of
 from training.run import Run
 
 OPTIONAL = {"max_minutes": int | float, "clip_norm": int | float} | dict.fromkeys(
@@ -41,7 +41,7 @@ def assemble(config: Config) -> Run:
     batches = _build_batches(config, task, accelerator)
 
     model = build_model(config, task.dims).to(accelerator.device)
-    inputs = _inputs(model)
+    inputs = inputs_of(model)
     if config["init"]:
         first = move(batches[0][0], accelerator.device)
         for name, initialise in _ordered(config["init"], "init").items():
@@ -176,13 +176,6 @@ def _build_penalties(nodes: Config) -> dict[str, tuple[Any, float]]:
 
 def _ordered(nodes: Config, where: str) -> dict[str, Any]:
     return {name: component(node, f"{where}.{name}") for name, node in nodes.items()}
-
-
-def _inputs(model: nn.Module) -> frozenset[str]:
-    """The batch entries a model takes: its `inputs`, else the parameters its `forward` names."""
-    if hasattr(model, "inputs"):
-        return frozenset(model.inputs)  # type: ignore[arg-type]
-    return frozenset(inspect.signature(model.forward).parameters)
 
 
 def _check_trainer(trainer: Config) -> None:

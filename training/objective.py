@@ -1,6 +1,7 @@
 """The scalar a run minimises, and the default way to its gradient."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,18 @@ class Objective(nn.Module):
             parts[name] = value.detach()
             total = total + coefficient * value
         return Losses(total, parts)
+
+
+def inputs_of(model: nn.Module) -> frozenset[str]:
+    """The batch entries a model takes: its `inputs`, else the parameters its `forward` names."""
+    if hasattr(model, "inputs"):
+        return frozenset(model.inputs)  # type: ignore[arg-type]
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def predict(model: nn.Module, batch: Batch) -> Any:
+    """The model's outputs for a batch."""
+    return model(**{name: batch[name] for name in inputs_of(model) if name in batch})
 
 
 def backprop(

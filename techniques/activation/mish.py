@@ -1,0 +1,15 @@
+"""Mish."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mish(nn.Module):
+    """Mish(x) = x · tanh(softplus(x)), elementwise, any shape: smooth, unbounded above, bounded
+    below by about −0.31, not monotonic. PyTorch's own implementation.
+
+    Source: "Mish: A Self Regularized Non-Monotonic Activation Function", arXiv 1908.08681.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.mish(x)

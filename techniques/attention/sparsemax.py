@@ -1,0 +1,27 @@
+"""Sparsemax attention."""
+
+from torch import Tensor
+
+from kernels.sparsemax import sparsemax
+from models.attention import SelfAttention, causal_bias
+
+
+class SparsemaxAttention(SelfAttention):
+    """sparsemax(q·kᵀ / √head_dim + bias)·v: attention whose weights can be exactly 0.
+
+    For the arguments see `SelfAttention`. The weights of all pairs are held, as sparsemax needs
+    whole rows.
+
+    Source: "From Softmax to Sparsemax", arXiv 1602.02068; https://github.com/deep-spin/entmax,
+    `entmax/activations.py`.
+    """
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        if self.grouped:
+            k, v = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
+        scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
+        if bias is not None:
+            scores = scores + bias
+        if self.causal:
+            scores = scores + causal_bias(q)
+        return sparsemax(scores).to(v.dtype) @ v

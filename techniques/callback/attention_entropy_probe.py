@@ -1,0 +1,67 @@
+"""A probe of attention entropy."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kernels.entropy_attention import entropy_attention
+from models.attention import SelfAttention
+from techniques.callback import probing
+
+if TYPE_CHECKING:
+    from training.run import Run
+
+
+class AttentionEntropyProbe:
+    """Records the mean entropy of each layer's softmax attention weights, in nats, on the last
+    micro-batch, as `probe/attention_entropy/<layer>`.
+
+    Low is attention on few tokens (collapse), log(length) is uniform. For causal attention the
+    k-th row's largest is log(k).
+
+    Args:
+        every: steps between records, each of which costs one more forward pass.
+
+    Raises:
+        ValueError: for `every` below 1; at the start, for a model without `SelfAttention` layers.
+
+    Source: the diagnostic of "Stabilizing Transformer Training by Preventing Attention Entropy
+    Collapse", arXiv 2303.06296.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        if every < 1:
+            raise ValueError(f"every: must be at least 1, got {every}")
+        self.every = every
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Look for the layers."""
+        if not any(isinstance(m, SelfAttention) for m in run.model.modules()):
+            raise ValueError("callbacks.attention_entropy_probe: the model has no SelfAttention")
+
+    def on_step_end(self, run: "Run") -> None:
+        """Record after every `every` steps."""
+        if run.step % self.every:
+            return
+        layers = [m for m in run.model.modules() if isinstance(m, SelfAttention)]
+        found: dict[str, float] = {}
+        for number, layer in enumerate(layers):
+            layer.attend = _watched(layer, found, f"probe/attention_entropy/{number}")
+        try:
+            probing.forward(run)
+        finally:
+            for layer in layers:
+                del layer.attend  # the class's own again
+        run.record(found)
+
+
+def _watched(layer: SelfAttention, found: dict[str, float], name: str) -> Any:
+    attend = layer.attend
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        _, entropy = entropy_attention(q, k, v, causal=layer.causal, bias=bias)
+        found[name] = entropy.mean(dtype=torch.float64).item()
+        return attend(q, k, v, bias)
+
+    return watch
