@@ -9,8 +9,8 @@ class GoLU(nn.Module):
     """GoLU(x) = x · α·exp(−β·exp(−γ·x)), elementwise, any shape.
 
     The gate is the Gompertz function, the distribution function of a standard Gumbel variable when
-    α = β = γ = 1. Unlike the gates of GELU and Swish it is asymmetric, with a smaller slope near the
-    origin, which lowers the variance of the output.
+    α = β = γ = 1. Unlike the gates of GELU and Swish it is asymmetric, with a smaller slope near
+    the origin, which lowers the variance of the output.
 
     Args:
         alpha: upper asymptote of the gate.

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 class AttentionEntropyProbe:
     """Records the mean entropy of each layer's softmax attention weights, in nats, on the last
-    micro-batch, as `probe/attention_entropy/<layer>`.
+    micro-batch, as `probe/attention_entropy/<layer>`. Of a layer that keeps its `entropy`, that.
 
     Low is attention on few tokens (collapse), log(length) is uniform. For causal attention the
     k-th row's largest is log(k).
 
     Args:
-        every: steps between records, each of which costs one more forward pass.
+        every: steps between records, each of which costs one more forward pass; the first is
+            after step 1.
 
     Raises:
         ValueError: for `every` below 1; at the start, for a model without `SelfAttention` layers.
@@ -41,8 +42,8 @@ class AttentionEntropyProbe:
             raise ValueError("callbacks.attention_entropy_probe: the model has no SelfAttention")
 
     def on_step_end(self, run: "Run") -> None:
-        """Record after every `every` steps."""
-        if run.step % self.every:
+        """Record after the first step and every `every` steps."""
+        if run.step != 1 and run.step % self.every:
             return
         layers = [m for m in run.model.modules() if isinstance(m, SelfAttention)]
         found: dict[str, float] = {}
@@ -60,8 +61,11 @@ def _watched(layer: SelfAttention, found: dict[str, float], name: str) -> Any:
     attend = layer.attend
 
     def watch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        _, entropy = entropy_attention(q, k, v, causal=layer.causal, bias=bias)
+        out = attend(q, k, v, bias)
+        entropy = getattr(layer, "entropy", None)
+        if entropy is None:
+            _, entropy = entropy_attention(q, k, v, causal=layer.causal, bias=bias)
         found[name] = entropy.mean(dtype=torch.float64).item()
-        return attend(q, k, v, bias)
+        return out
 
     return watch

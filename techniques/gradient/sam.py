@@ -1,7 +1,10 @@
 """Sharpness-aware minimisation."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from training.objective import Backward, Batch, Losses, backprop
 
@@ -56,22 +59,17 @@ class SAM:
             parameter.add_(weight**2 * parameter.grad * (self.rho / (norm + 1e-12)))
 
 
-class frozen_statistics:
-    """Within its `with`, batch norms leave their running statistics as they are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-        self.momenta: list[tuple[nn.modules.batchnorm._NormBase, float | None]] = [
-            (m, m.momentum) for m in norms if m.momentum is not None
-        ]
-        self.counts: list[Tensor] = []
-
-    def __enter__(self) -> None:
-        self.counts = [m.num_batches_tracked.clone() for m, _ in self.momenta]  # type: ignore[union-attr]
-        for norm, _ in self.momenta:
-            norm.momentum = 0.0
-
-    def __exit__(self, *_: object) -> None:
-        for (norm, momentum), count in zip(self.momenta, self.counts):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it, batch norms in training leave their running statistics as they are."""
+    buffers = {
+        buffer: buffer.clone()
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer in module.buffers(recurse=False)
+    }
+    try:
+        yield
+    finally:
+        for buffer, value in buffers.items():
+            buffer.copy_(value)

@@ -16,7 +16,8 @@ def variance_preserving(model: nn.Module, batch: dict[str, Any]) -> None:
     for x ~ N(0, 1), so that a layer's output has the variance of its input.
 
     α is 1 for the identity and about 2.36 for GELU, the authors' constants; here it is computed
-    from the function as it is. Biases start at 0. Changes every `GroupRationalFeedForward` in place.
+    from the function as it is. Biases start at 0. Every `GroupRationalFeedForward` is changed in
+    place.
 
     Args:
         model: has at least one such layer.

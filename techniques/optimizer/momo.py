@@ -119,7 +119,7 @@ class MomoAdam(torch.optim.Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(weight)
                 state["exp_avg_sq"] = torch.zeros_like(weight)
-                state["product"] = torch.zeros((), device=weight.device)
+                state["product"] = weight.new_zeros(())
             state["exp_avg"].lerp_(grad, 1 - beta1)
             state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
             state["product"].lerp_((weight * grad).sum(), 1 - beta1)
