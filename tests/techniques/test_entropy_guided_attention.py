@@ -75,7 +75,7 @@ def by_hand(thresholds: list[float], margin: float, batch: int) -> float:
 @pytest.mark.parametrize("margin", [0.0, 0.2, 0.4])
 def test_penalty_of_uniform_attention(margin):
     built = layer(0.0)
-    thresholds = [0.2, 0.5, 0.7, 0.9]
+    thresholds = [0.25, 0.5, 0.7, 0.9]
     with torch.no_grad():
         built.threshold.copy_(torch.tensor(thresholds))
     value = penalty_of(built, hidden(3), margin=margin)

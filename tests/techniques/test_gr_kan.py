@@ -10,7 +10,7 @@ from techniques.init.gr_kan import gain, variance_preserving
 
 
 def normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def feed_forward(dim: int = 256) -> GroupRationalFeedForward:
@@ -23,8 +23,9 @@ def test_each_group_has_its_own_denominator():
     with torch.no_grad():
         layer.denominator.copy_(torch.tensor([[1.0, 0, 0, 0], [-2.0, 1, 0, 0], [0, 0, -3.0, 0.5]]))
     x = normal(5, 12)
-    above = np.polynomial.polynomial.polyval(x.double(), layer.numerator[0].detach().double())
-    powers = x.double().numpy()[..., None] ** np.arange(1, 5)
+    points = x.double().numpy()
+    above = np.polynomial.polynomial.polyval(points, layer.numerator[0].detach().numpy())
+    powers = points[..., None] ** np.arange(1, 5)
     for channel in range(12):
         b = layer.denominator[channel // 4].detach().double().numpy()
         expected = above[:, channel] / (1 + np.abs(powers[:, channel] * b).sum(-1))
@@ -34,7 +35,7 @@ def test_each_group_has_its_own_denominator():
 
 @pytest.mark.parametrize(
     ("start", "function", "tolerance"),
-    [("identity", lambda x: x, 0), ("gelu", F.gelu, 0.02), ("swish", F.silu, 0.01)],
+    [("identity", lambda x: x, 0), ("gelu", F.gelu, 0.005), ("swish", F.silu, 1e-5)],
 )
 def test_starts_as(start, function, tolerance):
     x = torch.linspace(-3, 3, 600)[:, None].expand(-1, 8)
@@ -48,7 +49,7 @@ def test_starts_as(start, function, tolerance):
 )
 def test_gain_is_the_authors(start, published):
     """The constants of `calculate_gain` in their code, which are of the exact functions."""
-    assert gain(GroupRational(8, start=start)) == pytest.approx(published, rel=0.02)
+    assert gain(GroupRational(8, start=start)) == pytest.approx(published, rel=0.01)
 
 
 def test_initialisation_preserves_variance():
@@ -58,8 +59,8 @@ def test_initialisation_preserves_variance():
     with torch.no_grad():
         hidden = layer.up(layer.first(x))
         out = layer.down(layer.second(hidden))
-    assert hidden.var().item() == pytest.approx(1, rel=0.05)
-    assert out.square().mean().item() == pytest.approx(1, rel=0.1)
+    assert hidden.square().mean().item() == pytest.approx(1, rel=0.03)
+    assert out.square().mean().item() == pytest.approx(1, rel=0.06)
     assert not layer.up.bias.any()
     assert not layer.down.bias.any()
 
@@ -71,13 +72,14 @@ def test_default_initialisation_does_not():
         assert feed_forward()(x).var() < 0.5
 
 
-def test_is_two_linear_layers_between_rational_functions():
-    """At the start about the ordinary layer with GELU."""
-    layer = feed_forward()
+@pytest.mark.parametrize(("start", "function"), [("gelu", F.gelu), ("swish", F.silu)])
+def test_starts_as_the_ordinary_layer(start, function):
+    torch.manual_seed(0)
+    layer = GroupRationalFeedForward(256, nn.GELU, start=start)
     x = normal(64, 256)
     with torch.no_grad():
-        expected = layer.down(F.gelu(layer.up(x)))
-        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0.02)
+        expected = layer.down(function(layer.up(x)))
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=0.01)
 
 
 def test_refusals():

@@ -20,9 +20,13 @@ TINY = [
     *(f"trainer.max_steps={STEPS}", "trainer.eval_every=32", "trainer.checkpoint_every=5"),
     *("tracker=none", "trainer.device=cpu"),
 ]
-STATEFUL = [
-    "technique=[golu,power_norm,goldfish_loss,gradient_noise,adamp,grades,loss_free_balancing]"
-]
+STATEFUL_TECHNIQUES = (
+    *("pade_activation_unit", "power_norm", "entropy_guided_attention", "loss_free_balancing"),
+    *("lsuv", "sigma_reparam", "goldfish_loss", "gradient_noise", "adamp", "grades"),
+    "spectral_alignment",
+)
+"""One of each slot, with parameters, buffers, counters or random numbers of its own."""
+STATEFUL = [f"technique=[{','.join(STATEFUL_TECHNIQUES)}]"]
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen:
