@@ -112,6 +112,7 @@ def bare(config: Config) -> Block:
 
 def transformers_trainer(config: Config) -> Block:
     """`transformers.Trainer`, with everything off that it would write."""
+    import models.torchvision_ops  # noqa: F401, I001 (must come first)
     import transformers
 
     task = build_task(config["task"])
@@ -160,6 +161,7 @@ def transformers_trainer(config: Config) -> Block:
 
 def lightning(config: Config) -> Block:
     """`lightning.Trainer`, with everything off that it would write."""
+    import models.torchvision_ops  # noqa: F401, I001 (must come first)
     import lightning as L
 
     task = build_task(config["task"])

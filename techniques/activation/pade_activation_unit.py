@@ -16,8 +16,8 @@ class PadeActivationUnit(nn.Module):
         f(x) = (a₀ + a₁x + ... + a₅x⁵) / (1 + |b₁x + ... + b₄x⁴|)
 
     the paper's "safe" unit, whose denominator has no zero. (The authors' later code has an absolute
-    value around each term; at the start, where b₁ and b₃ are near 0, both are the same.) Computed in
-    float32 or wider.
+    value around each term; at the start, where b₁ and b₃ are near 0, both are the same.) Computed
+    in float32 or wider.
 
     Args:
         numerator: a₀ first; default the authors' fit of LeakyReLU, of degree 5.

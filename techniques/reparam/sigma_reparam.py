@@ -40,7 +40,7 @@ class SpectralScale(nn.Module):
 
 
 def sigma_reparam(model: nn.Module) -> None:
-    """Reparametrise the weight of every linear and convolutional layer by `SpectralScale`, in place.
+    """Reparametrise the weight of every linear and convolutional layer by `SpectralScale`.
 
     Raises:
         ValueError: for a model without such a layer.
