@@ -39,6 +39,37 @@ def peers(
     _show(result, {f"{n}'s time over assay's": r for n, r in result["ratios"].items()}, json)
 
 
+@app.command("kernels")
+def kernels(
+    op: Annotated[
+        list[str] | None, typer.Option(help="Operation, repeatable; default: all.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Sizes to replace: tokens=4096,dim=512.")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: what there is.")] = None,
+    peers: Annotated[bool, typer.Option(help="Measure other implementations too.")] = True,
+    repeats: Annotated[int, typer.Option(help="Repetitions; medians are over these.", min=1)] = 5,
+    json: Json = False,
+) -> None:
+    """Time, peak memory and error of every implementation of every operation, and of its peers."""
+    import torch
+
+    from kernels import aot, bench
+    from training.errors import UsageError, nearest
+
+    for name in op or []:
+        if name not in aot.ops():
+            raise UsageError(f"--op: no operation '{name}'{nearest(name, aot.ops())}")
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        rows = bench.measure(op, bench.parse_shape(shape), where, peers, repeats)
+    except ValueError as error:
+        raise UsageError(f"bench kernels: {error}") from error
+    if json:
+        print_json({"environment": bench.environment(where), "rows": rows})
+        return
+    print(bench.format_rows(rows))
+
+
 def _show(result: dict, ratios: dict[str, float], json: bool) -> None:
     if json:
         print_json(result)

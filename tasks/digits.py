@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -32,7 +33,7 @@ class Digits:
 
         images, labels = load_digits(return_X_y=True)
         parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-        train, validation, train_labels, validation_labels = parts
+        train, validation, train_labels, validation_labels = map(np.asarray, parts)
         self.mean, self.std = float(train.mean()), float(train.std())
         self.objective = objective
         self.train: Dataset = as_dataset({"pixels": train, "labels": train_labels})

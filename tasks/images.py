@@ -229,5 +229,5 @@ def _classes(dataset: Dataset, label: str | None) -> int | None:
         return None
     feature = dataset.features[label]
     if isinstance(feature, datasets.ClassLabel):
-        return feature.num_classes
+        return len(feature.names)
     return int(max(dataset[label])) + 1

@@ -1,5 +1,8 @@
 """Forecasting a multivariate time series."""
 
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# (pandas has no types of its own, and those inferred for its columns are too wide)
+
 from pathlib import Path
 from typing import Any
 

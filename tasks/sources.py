@@ -90,7 +90,9 @@ def split(found: DatasetDict, wanted: str, key: str, path: str) -> Dataset:
         UsageError: naming the nearest, when there is none of that name.
     """
     if wanted not in found:
-        raise UsageError(f"{key}: '{path}' has no split '{wanted}'{nearest(wanted, found)}")
+        raise UsageError(
+            f"{key}: '{path}' has no split '{wanted}'{nearest(wanted, map(str, found))}"
+        )
     return found[wanted]
 
 

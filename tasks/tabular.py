@@ -1,5 +1,8 @@
 """Classification or regression of the rows of a table."""
 
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportReturnType=false
+# (pandas has no types of its own, and those inferred for its columns are too wide)
+
 from typing import Any
 
 import numpy as np

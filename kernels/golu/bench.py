@@ -1,11 +1,12 @@
 """What `kernels.bench` measures of `golu`."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kernels.bench import Case
+from kernels.bench import Case, Outputs
 from kernels.golu import golu
 
 
@@ -23,20 +24,15 @@ def _reference(x: Tensor) -> Tensor:
 
 def cases() -> list[Case]:
     """A feed-forward layer's hidden features."""
-    ours = {b: functools.partial(golu, backend=b) for b in ("reference", "tiled")}
-    shared = {"inputs": _inputs, "exact": _reference}
-    peers = {"torch.compile": lambda: torch.compile(_reference)}
-    cpu, gpu = {"tokens": 4096, "features": 512}, {"tokens": 32768, "features": 8192}
+    ours: dict[str, Callable[..., Outputs]] = {
+        b: functools.partial(golu, backend=b) for b in ("reference", "tiled")
+    }
+    triton = ours | {"triton": functools.partial(golu, backend="triton")}
+    peers: dict[str, Callable[[], Callable[..., Outputs]]] = {
+        "torch.compile": lambda: torch.compile(_reference)
+    }
+    small, large = {"tokens": 4096, "features": 512}, {"tokens": 32768, "features": 8192}
     return [
-        Case("golu", "hidden", "cpu", torch.float32, cpu, candidates=ours, peers=peers, **shared),
-        Case(
-            "golu",
-            "hidden",
-            "cuda",
-            torch.bfloat16,
-            gpu,
-            candidates=ours | {"triton": functools.partial(golu, backend="triton")},
-            peers=peers,
-            **shared,
-        ),
+        Case("golu", "hidden", "cpu", torch.float32, small, _inputs, ours, _reference, peers),
+        Case("golu", "hidden", "cuda", torch.bfloat16, large, _inputs, triton, _reference, peers),
     ]

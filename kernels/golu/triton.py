@@ -1,7 +1,8 @@
 """One pass over the elements each way."""
 
-# pyright: reportArgumentType=false
-# (a launch passes plain values for constexpr parameters)
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIncompatibleMethodOverride=false
+# (kernels are not typed as Python: a launch passes plain values for constexpr parameters)
 
 import math
 from typing import Any

@@ -1,8 +1,9 @@
 """One program for a block of rows of one group. It writes its share of the coefficients' gradients
 to its own place; one sum over the places follows, so there are no atomics."""
 
-# pyright: reportArgumentType=false
-# (a launch passes plain values for constexpr parameters)
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportIncompatibleMethodOverride=false
+# (kernels are not typed as Python: a launch passes plain values for constexpr parameters)
 
 from typing import Any
 

@@ -53,7 +53,9 @@ class SAM:
     @torch.no_grad()
     def _climb(self, parameters: list[nn.Parameter]) -> None:
         weights = [p.abs() if self.adaptive else torch.ones_like(p) for p in parameters]
-        norm = nn.utils.get_total_norm([w * p.grad for w, p in zip(weights, parameters)])
+        norm = nn.utils.get_total_norm(
+            [w * g for w, g in zip(weights, (p.grad for p in parameters)) if g is not None]
+        )
         for weight, parameter in zip(weights, parameters):
             assert parameter.grad is not None
             parameter.add_(weight**2 * parameter.grad * (self.rho / (norm + 1e-12)))

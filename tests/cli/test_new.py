@@ -47,7 +47,6 @@ def run(clone, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("new")
 def test_own_tests_pass(clone):
     result = run(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/techniques")
     assert result.returncode == 0, result.stdout[-4000:]
@@ -55,7 +54,6 @@ def test_own_tests_pass(clone):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("new")
 @pytest.mark.timeout(1200)
 def test_conformance_passes(clone):
     wanted = ["-k", "scaffold_ and not ddp"]
@@ -66,7 +64,6 @@ def test_conformance_passes(clone):
     assert "skipped" not in result.stdout
 
 
-@pytest.mark.xdist_group("new")
 def test_format_and_lint_are_clean(clone):
     written = [str(p) for p in clone.rglob("*scaffold_*.py")]
     assert len(written) == 2 * len(NAMES)
@@ -75,7 +72,6 @@ def test_format_and_lint_are_clean(clone):
         assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.xdist_group("new")
 def test_listed_and_shown(clone):
     listed = run(clone, "-m", "cli", "list", "--json").stdout
     assert all(name in listed for name in NAMES)
@@ -83,7 +79,6 @@ def test_listed_and_shown(clone):
     assert "techniques/activation/scaffold_activation.py" in shown.stdout
 
 
-@pytest.mark.xdist_group("new")
 def test_never_overwrites(clone):
     again = run(clone, "-m", "cli", "new", "technique", NAMES[0], "--slot", "activation")
     assert again.returncode == 2

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.conformance.runs import fitted, tiny
 from training import checkpoint
@@ -106,9 +107,18 @@ def test_compile(technique, tmp_path):
 
 @pytest.fixture(scope="module")
 def ddp_results(tmp_path_factory):
-    """What `tests.conformance.ddp` says of every technique; after a failure it starts again."""
+    """What `tests.conformance.ddp` says of every technique, asked once by all pytest workers."""
+    shared = tmp_path_factory.getbasetemp().parent / "ddp.json"
+    with FileLock(shared.with_suffix(".lock")):
+        if not shared.exists():
+            shared.write_text(json.dumps(_ddp_results(tmp_path_factory.mktemp("ddp"))))
+        return json.loads(shared.read_text())
+
+
+def _ddp_results(folder):
+    """After a failure the processes start again with the techniques that are left."""
     results: dict[str, str] = {}
-    path = tmp_path_factory.mktemp("ddp") / "results.json"
+    path = folder / "results.json"
     left = [name for name in TECHNIQUES if "ddp" not in card(name)["unsupported"]]
     while left:
         path.unlink(missing_ok=True)
@@ -119,7 +129,6 @@ def ddp_results(tmp_path_factory):
     return results
 
 
-@pytest.mark.xdist_group("ddp")
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_ddp(technique, ddp_results):
     supported(technique, "ddp")
