@@ -3,13 +3,24 @@
 from collections.abc import Iterator
 from typing import Any
 
+import typer
 import yaml
 
 from training.configs import CONF, groups, options
 
 
+def override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Completions of one override, however the shell cuts it: bash makes `=` a word of its own."""
+    args = list(ctx.params.get("overrides") or [])
+    if incomplete in ("", "=") and args and args[-1] in groups():
+        return [name.partition("=")[2] for name in overrides(f"{args[-1]}=")]
+    if args[-1:] == ["="] and len(args) > 1:
+        return [name.partition("=")[2] for name in overrides(f"{args[-2]}={incomplete}")]
+    return overrides(incomplete)
+
+
 def overrides(incomplete: str) -> list[str]:
-    """Completions of one override: a group's configs after `group=`, keys before the `=`."""
+    """Completions of a whole override: a group's configs after `group=`, keys before the `=`."""
     key, equals, value = incomplete.partition("=")
     if equals and key in groups():
         taken, bracket, last = value.rpartition("[" if "," not in value else ",")

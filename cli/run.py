@@ -16,7 +16,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Overrides in Hydra's grammar: technique=golu, model.width=256, optimizer.lr=3e-4.",
-        autocompletion=complete.overrides,
+        autocompletion=complete.override,
         show_default=False,
     ),
 ]

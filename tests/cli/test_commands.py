@@ -1,13 +1,17 @@
 """The commands, on real runs."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 from tests.cli.invoke import invoke
+from training.catalog import ROOT
 from training.configs import options
 
 TINY = (
@@ -170,3 +174,23 @@ def test_completion():
     assert "trainer.max_steps=" in overrides("trainer.max_")
     assert "model=gpt" in overrides("model=")
     assert "golu" in technique("g")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("assay run technique=gol", "technique=golu"),  # zsh, fish
+        ("assay run technique = gol", "golu"),  # bash: = is a word
+        ("assay run model =", "gpt"),
+        ("assay run trainer.max_s", "trainer.max_steps="),
+        ("assay show gol", "golu"),
+    ],
+)
+def test_completion_as_a_shell_asks(words, expected):
+    environment = os.environ | {
+        **{"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+        "_ASSAY_COMPLETE": "complete_bash",
+    }
+    command = [sys.executable, "-m", "cli"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert expected in done.stdout.split("\n"), done.stderr
