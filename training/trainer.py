@@ -1,8 +1,10 @@
 """The training loop."""
 
+import contextlib
 import inspect
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from training import checkpoint
 from training.data import move
+from training.errors import UsageError
 from training.evaluate import evaluate
 from training.interrupts import Interrupts
 from training.objective import Losses
@@ -34,11 +37,14 @@ def fit(run: Run, tracker: Any, progress: Progress) -> str:
     )
     clock = time.monotonic() - run.seconds
     run.objective.train()
-    _notify(run, "on_fit_start")
+    with _mistakes():
+        _notify(run, "on_fit_start")
     progress.start(run)
+    first = run.step
     with Interrupts() as interrupts:
         for microbatches in loader:
-            take_step(microbatches)
+            with _mistakes() if run.step == first else contextlib.nullcontext():
+                take_step(microbatches)
             _notify(run, "on_step_end")
             progress.advance(run)
             run.seconds = time.monotonic() - clock
@@ -205,6 +211,17 @@ def _post(run: Run, tracker: Any, progress: Progress) -> None:
         run.recorded = {}
         if run.main:
             checkpoint.save_weights(run.model, run.folder / "post" / f"{name}.safetensors")
+
+
+@contextlib.contextmanager
+def _mistakes() -> Iterator[None]:
+    """What a part refuses before it has done a step is a mistake in how parts were put together."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _notify(run: Run, event: str) -> None:

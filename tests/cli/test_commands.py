@@ -194,3 +194,20 @@ def test_completion_as_a_shell_asks(words, expected):
     command = [sys.executable, "-m", "cli"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert expected in done.stdout.split("\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["technique=grades"], "callbacks.grades: the model has no blocks"),
+        (["technique=loss_free_balancing", "model=gpt"], None),
+        (["technique=vat", "task=code", "model=gpt"], "vat"),
+    ],
+)
+def test_parts_that_do_not_fit_are_a_mistake(overrides, message, tmp_path):
+    tiny = [o for o in TINY if not any(o.split("=")[0] == x.split("=")[0] for x in overrides)]
+    if message is None:
+        tiny = [o for o in tiny if o != "task=digits"]
+    result = invoke("run", *tiny, *overrides, f"outputs={tmp_path}", "--quiet")
+    assert result.code == (2 if message else 0), result.err
+    assert message is None or (message in result.err and result.err.count("\n") == 1)
