@@ -25,9 +25,9 @@ def loop(
 
 @app.command("peers")
 def peers(
-    overrides: Overrides = None, steps: Steps = 30, rounds: Rounds = 11, json: Json = False
+    overrides: Overrides = None, steps: Steps = 300, rounds: Rounds = 11, json: Json = False
 ) -> None:
-    """The same GPT with assay, transformers.Trainer and Lightning, in turns."""
+    """The same small GPT with assay, transformers.Trainer and Lightning, in turns."""
     import importlib.util
 
     from study import bench

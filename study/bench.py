@@ -27,6 +27,12 @@ from training.configs import Config
 from training.progress import Progress
 from training.trainer import fit
 
+SMALL = (
+    *("model.width=32", "model.depth=1", "model.heads=2", "trainer.batch_size=4"),
+    "task.context_length=32",
+)
+"""A GPT so small that the loops show: of the default one, over 99% of a step is the model's."""
+
 Block = Callable[[int], float]
 """Trains so many steps and returns the seconds one of them took."""
 
@@ -57,8 +63,12 @@ def loop(overrides: list[str], steps: int, rounds: int) -> dict[str, Any]:
 
 
 def peers(overrides: list[str], steps: int, rounds: int) -> dict[str, Any]:
-    """assay beside `transformers.Trainer` and Lightning; ratios are a peer's time over ours."""
-    config = _config(overrides)
+    """assay beside `transformers.Trainer` and Lightning; ratios are a peer's time over ours.
+
+    The model is `SMALL` unless overridden: at larger ones the matrix products, which all three
+    share, hide the loops.
+    """
+    config = _config([*SMALL, *overrides])
     trainers = {
         "assay": assay(config),
         "transformers": transformers_trainer(config),
