@@ -172,7 +172,7 @@ def transformers_trainer(config: Config) -> Block:
 def lightning(config: Config) -> Block:
     """`lightning.Trainer`, with everything off that it would write."""
     import models.torchvision_ops  # noqa: F401, I001 (must come first)
-    import lightning as L
+    import lightning as L  # pyright: ignore[reportMissingImports] (an extra)
 
     task = build_task(config["task"])
     rows = _rows(task, config["trainer"]["batch_size"] * 32)

@@ -39,14 +39,14 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def _liger() -> Callable[..., Tensor]:
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # pyright: ignore[reportMissingImports]
 
     loss = LigerFusedLinearCrossEntropyLoss()
     return lambda hidden, weight, targets: loss(weight, hidden, targets)
 
 
 def _cut_cross_entropy(impl: str) -> Callable[..., Tensor]:
-    from cut_cross_entropy import linear_cross_entropy as peer
+    from cut_cross_entropy import linear_cross_entropy as peer  # pyright: ignore[reportMissingImports]
 
     return lambda hidden, weight, targets: peer(hidden, weight, targets, impl=impl)
 
