@@ -1,5 +1,6 @@
 """What the clone holds for each technique, read from its files alone."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def has_test(name: str) -> bool:
     return (ROOT / "tests" / "techniques" / f"test_{name}.py").is_file()
 
 
+@functools.cache
 def matrix() -> dict[str, dict[str, str]]:
     """The recorded conformance matrix."""
     return json.loads(MATRIX.read_text()) if MATRIX.is_file() else {}

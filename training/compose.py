@@ -39,9 +39,9 @@ def compose(overrides: list[str]) -> Config:
         _check_slots(chosen, _compose(without))
     _check_types(parsed, config, _compose(selections))
     if config["name"] is None:
-        config["name"] = "-".join(
-            [config["choices"]["task"], config["choices"]["model"], *config["techniques"]]
-        )
+        choices = config["choices"]
+        joined = "-".join([choices["task"], choices["model"], *config["techniques"]])
+        config["name"] = joined[:100]  # the address tells apart what is cut
     if not re.fullmatch(r"[\w.+-]{1,120}", str(config["name"])):
         raise UsageError(
             f"name: letters, digits, '.', '_', '+' and '-' only, got '{config['name']}'"

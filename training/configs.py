@@ -1,5 +1,6 @@
 """The config files in `conf/`, read as plain YAML: cheap enough for a listing."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def groups() -> list[str]:
     return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
 
 
+@functools.cache
 def overlay(technique: str) -> Config:
     """A technique's overlay file as written, by name or alias.
 

@@ -104,7 +104,9 @@ class Step:
             self.scaler.unscale_(run.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         _notify(run, "on_gradients")
-        keys: dict[str, Any] = {"loss": losses.total} if self.wants_loss else {}
+        keys: dict[str, Any] = {}
+        if self.wants_loss:  # the whole batch's, so that all processes take the same step
+            keys["loss"] = run.accelerator.reduce(losses.total, "mean")
         if self.scaler is None:
             run.optimizer.step(**keys)
         else:

@@ -85,5 +85,7 @@ def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(inside) and parameter.ndim == 2 and name.endswith("weight")
+        if name.startswith(inside)
+        and parameter.ndim == 2
+        and name.endswith(("weight", "weight.original"))
     }

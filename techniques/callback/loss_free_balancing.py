@@ -37,9 +37,12 @@ class LossFreeBalancing:
         self.rate, self.every = rate, every
 
     def on_fit_start(self, run: "Run") -> None:
-        """Look for the layers."""
-        if not any(isinstance(m, MixtureOfExperts) for m in run.model.modules()):
+        """Look for the layers, and forget what an initialisation sent through them."""
+        layers = [m for m in run.model.modules() if isinstance(m, MixtureOfExperts)]
+        if not layers:
             raise ValueError("callbacks.loss_free_balancing: the model has no mixture of experts")
+        for layer in layers:
+            layer.load = None
 
     def on_step_end(self, run: "Run") -> None:
         """Move the biases."""

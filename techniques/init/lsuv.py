@@ -41,7 +41,7 @@ def lsuv(
         raise ValueError("the model has no linear or convolutional layer")
 
     def scale(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        for _ in range(trials):
+        for _ in range(trials if output.numel() > 1 else 0):  # an expert may get no token
             variance = output.float().var()
             if variance == 0 or (variance - 1).abs() < tolerance:
                 break
