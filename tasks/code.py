@@ -24,34 +24,33 @@ def code(
 ) -> LanguageModeling:
     """Language modelling on the Python standard library's source, or on a folder of files.
 
-    One file in twenty, by a hash of its path, is for validation. No network is needed; the text
-    depends on the Python version.
+    One file in twenty, by a hash of its path, is for validation; of so few files that none is, the
+    last tenth of the text. No network is needed; the text depends on the Python version.
 
     Args:
         context_length: tokens in a window.
         tokenizer: `"bytes"`, `"bpe"`, or a tokenizer's path or hub id.
         vocab_size: of a BPE.
         objective: `"causal"` or `"masked"`.
-        path: a folder (default: the standard library).
+        path: a folder, of which tests and other people's packages are left out, or a file
+            (default: the standard library).
         suffix: ending of the files that are read.
 
     Raises:
-        UsageError: for a folder that is not there, or holds too little text.
+        UsageError: for a path that is not there, or holds too little text.
     """
-    folder = Path(sysconfig.get_path("stdlib")) if path is None else locate(path)
-    if folder is None or not folder.is_dir():
-        raise UsageError(f"task.path: no folder '{path}'")
-    files = _files(folder, suffix)
-
-    def texts(validation: bool) -> Iterator[str]:
-        for file in files:
-            if _is_held_out(file.relative_to(folder)) == validation:
-                yield file.read_text(errors="replace")
-
+    place = Path(sysconfig.get_path("stdlib")) if path is None else locate(path)
+    if place is None:
+        raise UsageError(f"task.path: no file or folder '{path}'")
+    files = [place] if place.is_file() else _files(place, suffix)
+    held_out = [file for file in files if _is_held_out(file.relative_to(place))]
+    train = [file for file in files if file not in held_out]
+    if not held_out or not train:
+        train, held_out = files, []
     return LanguageModeling(
-        lambda: texts(False),
-        lambda: texts(True),
-        source=f"{folder}/**/*{suffix}",
+        lambda: _texts(train),
+        (lambda: _texts(held_out)) if held_out else None,
+        source=str(place) if place.is_file() else f"{place}/**/*{suffix}",
         context_length=context_length,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
@@ -63,6 +62,10 @@ def _files(folder: Path, suffix: str) -> list[Path]:
     found = folder.rglob(f"*{suffix}")
     kept = (f for f in found if not SKIPPED.intersection(f.relative_to(folder).parts[:-1]))
     return sorted(f for f in kept if f.is_file())
+
+
+def _texts(files: list[Path]) -> Iterator[str]:
+    return (file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 def _is_held_out(path: Path) -> bool:

@@ -20,6 +20,9 @@ from tasks import sources
 from tasks.cache import cached, digest
 from training.errors import UsageError
 
+GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
+"""Pillow's modes of images without colour."""
+
 
 @dataclass
 class Images:
@@ -58,6 +61,8 @@ def load(
 ) -> Images:
     """Load a Hugging Face image dataset or folder; decoded once, cached by a hash of its content.
 
+    Images are grey where all of a split are, else in colour; 16 bits a channel become 8.
+
     Args:
         path: a folder, a name under `ASSAY_DATA`, or a hub id.
         name: the configuration of a hub dataset that has several.
@@ -72,10 +77,7 @@ def load(
     """
     found = sources.load(path, name)
     train = sources.split(found, train_split, "task.train_split", path)
-    names = (validation_split,) if validation_split else ("validation", "test")
-    held_out = next((found[n] for n in names if n in found), None)
-    if validation_split and held_out is None:
-        sources.split(found, validation_split, "task.validation_split", path)
+    held_out = sources.held_out(found, train_split, validation_split, path)
     if held_out is None:
         parts = train.train_test_split(test_size=0.1, seed=0)
         train, held_out = parts["train"], parts["test"]
@@ -88,7 +90,8 @@ def load(
     folders = [_decoded(part, columns, size, path) for part in (train, held_out)]
     about = [json.loads((folder / "about.json").read_text()) for folder in folders]
     if about[0]["shape"] != about[1]["shape"]:
-        raise UsageError(f"'{path}': its splits have images of different sizes; set task.size")
+        shapes = " and ".join("×".join(map(str, part["shape"])) for part in about)
+        raise UsageError(f"'{path}': its splits' images are of {shapes}; see task.size")
     channels, side, _ = about[0]["shape"]
     return Images(
         *(Dataset.from_file(str(folder / "pixels.arrow")) for folder in folders),
@@ -124,7 +127,9 @@ def _decoded(dataset: Dataset, columns: dict[str, str], size: int | None, path: 
             yield others | {"image": content}
 
     def write(folder: Path) -> None:
-        _write(folder, rows(), columns, size, path)
+        grey = all(_open(row["image"], path).mode in GREY for row in rows())
+        pixels = (row | {"pixels": _pixels(row["image"], grey, size, path)} for row in rows())
+        _write(folder, pixels, columns, path)
 
     parts = (
         part
@@ -138,7 +143,6 @@ def _write(
     folder: Path,
     rows: Iterator[dict[str, Any]],
     columns: dict[str, str],
-    size: int | None,
     path: str,
 ) -> None:
     writer = shape = schema = None
@@ -156,7 +160,7 @@ def _write(
         group.clear()
 
     for row in rows:
-        pixels = _pixels(row["image"], size)
+        pixels = row["pixels"]
         if shape is None:
             shape = pixels.shape
             kind = pa.list_(pa.uint8(), int(np.prod(shape)))
@@ -175,7 +179,7 @@ def _write(
         scaled = pixels.reshape(shape[0], -1) / 255.0
         total, squares = total + scaled.mean(1), squares + (scaled**2).mean(1)
         count += 1
-        group.append(row | {"pixels": pixels})
+        group.append(row)
         if len(group) == 256:
             flush()
     if shape is None or writer is None:
@@ -189,10 +193,23 @@ def _write(
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _pixels(content: bytes, size: int | None) -> np.ndarray:
+def _open(content: bytes, path: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"'{path}': an image cannot be read: {error}") from error
+
+
+def _pixels(content: bytes, grey: bool, size: int | None, path: str) -> np.ndarray:
     """(channels, height, width), uint8."""
-    image = Image.open(io.BytesIO(content))
-    image = image.convert("L" if image.mode in ("1", "L", "I", "I;16") else "RGB")
+    image = _open(content, path)
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UsageError(f"'{path}': an image cannot be read: {error}") from error
+    if image.mode.startswith("I"):  # of 16 bits, which `convert` would clip to 8
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    image = image.convert("L" if grey else "RGB")
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     array = np.asarray(image)

@@ -19,6 +19,9 @@ from training.errors import UsageError
 Texts = Callable[[], Iterable[str]]
 """Gives a split's documents, each time from the first."""
 
+GROUP = 4_000_000
+"""Characters that are tokenised at once."""
+
 MASKED_SHARE = 0.15
 """Of the tokens, in masked language modelling (BERT, arXiv 1810.04805)."""
 
@@ -63,15 +66,16 @@ class LanguageModeling:
         content = digest(train())
         self.tokenizer = tokenizers.build(tokenizer, vocab_size, train(), content)
         self.objective = objective
-        self.train, bytes_per_token = _windows(train, content, self.tokenizer, context_length)
+        self.train, about = _windows(train, content, self.tokenizer, context_length)
         if validation is None:
-            self._hold_out(source, context_length)
+            _check(about["tokens"], 3, context_length, source)
+            self._hold_out()
         else:
-            self._check(self.train, "training", source, context_length)
+            _check(about["tokens"], 1, context_length, f"{source} (training)")
             split = _windows(validation, digest(validation()), self.tokenizer, context_length)
-            self.validation, bytes_per_token = split
-            self._check(self.validation, "validation", source, context_length)
-        self.bytes_per_token = bytes_per_token
+            self.validation, about = split
+            _check(about["tokens"], 1, context_length, f"{source} (validation)")
+        self.bytes_per_token = about["bytes"] / about["tokens"]
         masks = objective == "masked"
         size = self.tokenizer.vocab_size
         self.dims = {
@@ -117,31 +121,28 @@ class LanguageModeling:
             found["bits_per_byte"] = means["loss"] / math.log(2) / self.bytes_per_token
         return found
 
-    def _hold_out(self, source: str, context_length: int) -> None:
+    def _hold_out(self) -> None:
         windows = len(self.train)
         held = max(windows // 10, 1)
-        # One window between the two is left out: neighbours share a token.
-        kept = windows - held - 1
-        if kept < 1:
-            self._refuse(source, windows * context_length, "three windows", context_length)
         self.validation = self.train.select(range(windows - held, windows))
-        self.train = self.train.select(range(kept))
+        # One window between the two is left out: neighbours share a token.
+        self.train = self.train.select(range(windows - held - 1))
 
-    def _check(self, windows: Dataset, name: str, source: str, context_length: int) -> None:
-        if not len(windows):
-            self._refuse(f"{source} ({name})", 0, "one window", context_length)
 
-    def _refuse(self, source: str, tokens: int, needed: str, context_length: int) -> None:
+def _check(tokens: int, windows: int, context_length: int, source: str) -> None:
+    needed = windows * context_length + 1
+    if tokens < needed:
         raise UsageError(
-            f"task: too little text in {source}: fewer than {needed} of {context_length + 1} "
-            f"tokens (about {tokens} found); give it more, or a smaller task.context_length"
+            f"task: too little text in {source}: {tokens} tokens found, {needed} needed; give it "
+            "more, or a smaller task.context_length"
         )
 
 
 def _windows(
     texts: Texts, content: str, tokenizer: Any, context_length: int
-) -> tuple[Dataset, float]:
-    """The windows as a memory-mapped dataset with the column `tokens`, and bytes per token."""
+) -> tuple[Dataset, dict[str, int]]:
+    """The windows as a memory-mapped dataset with the column `tokens`, and how many `tokens` and
+    `bytes` the text has."""
 
     def write(folder: Path) -> None:
         kind = tokenizers.smallest_dtype(tokenizer.vocab_size)
@@ -150,7 +151,7 @@ def _windows(
         tokens = size = 0
         with pa.ipc.new_stream(str(folder / "windows.arrow"), schema) as writer:
             left = np.empty(0, dtype=kind)
-            for documents in _groups(texts(), 256):
+            for documents in _groups(texts()):
                 encoded = tokenizer.encode(documents)
                 tokens += sum(len(ids) for ids in encoded)
                 size += sum(len(text.encode()) for text in documents)
@@ -170,16 +171,16 @@ def _windows(
     key = digest(["windows-1", content, tokenizer.identity, str(context_length)])
     folder = cached("windows", key, write)
     about = json.loads((folder / "about.json").read_text())
-    dataset = Dataset.from_file(str(folder / "windows.arrow"))
-    return dataset, about["bytes"] / max(about["tokens"], 1)
+    return Dataset.from_file(str(folder / "windows.arrow")), about
 
 
-def _groups(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    group: list[str] = []
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    group, size = [], 0
     for text in texts:
         group.append(text)
-        if len(group) == size:
+        size += len(text)
+        if size >= GROUP:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group

@@ -102,6 +102,8 @@ def _read(path: str, channels: list[str] | None) -> np.ndarray:
             raise UsageError(f"'{path}': column '{name}' is text; name others in task.channels")
         if table[name].isna().any():
             raise UsageError(f"'{path}': column '{name}' has rows without a value; fill them in")
+        if not np.isfinite(table[name]).all():
+            raise UsageError(f"'{path}': column '{name}' has infinite values")
     if not len(table.columns):
         raise UsageError(f"'{path}' has no column of numbers")
     return table.to_numpy(np.float64)

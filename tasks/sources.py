@@ -1,11 +1,16 @@
 """Where datasets come from: a local path, a copy under `ASSAY_DATA`, or the Hugging Face hub."""
 
+import errno
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import datasets
 from datasets import Dataset, DatasetDict
+from huggingface_hub import constants
 
 from training.errors import EnvironmentFault, UsageError, nearest
 
@@ -16,71 +21,104 @@ FORMATS = {
     **{".txt": "text", ".py": "text", ".md": "text", ".arrow": "arrow"},
 }
 
+DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Why `datasets` could not write its own cache, or read a file."""
+
+NO_ROWS = ("at least one example", "corresponds to no data")
+"""What `datasets` says of a file without rows."""
+
 
 def locate(path: str) -> Path | None:
     """The local file or folder `path` names: itself, or its copy under `ASSAY_DATA`."""
-    candidates = [Path(path).expanduser()]
-    if os.environ.get("ASSAY_DATA"):
-        candidates.append(Path(os.environ["ASSAY_DATA"]) / path)
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    if not path:
+        return None
+    data = os.environ.get("ASSAY_DATA")
+    try:
+        candidates = [Path(path).expanduser(), *([Path(data) / path] if data else [])]
+        return next((candidate for candidate in candidates if candidate.exists()), None)
+    except (OSError, RuntimeError):  # no name a file could have, or no such user
+        return None
 
 
-def load(path: str, name: str | None = None, kind: str | None = None) -> DatasetDict:
+def load(path: str, name: str | None = None, known: Iterable[str] = ()) -> DatasetDict:
     """All splits of a dataset.
 
     Args:
         path: a file, a folder, a name under `ASSAY_DATA`, or a hub id.
         name: the configuration of a hub dataset that has several.
-        kind: the `datasets` builder for local files (`"text"`, `"csv"`, ...); found by the files'
-            endings otherwise.
+        known: datasets the task makes itself, to suggest one for a misspelt name.
 
     Raises:
         UsageError: when there is no such dataset, or it cannot be read.
-        EnvironmentFault: when the hub cannot be reached.
+        EnvironmentFault: when the disk fails.
     """
     local = locate(path)
+    if local is None:
+        failed = _missing(path)
+        hint = nearest(path, [*_local_names(), *known])
+        ask_hub(failed, hint)
+        if constants.HF_HUB_OFFLINE:
+            failed += ", not in the Hugging Face cache, and HF_HUB_OFFLINE is set"
+        else:
+            failed += ", not on the Hugging Face hub"
+    else:
+        failed, hint = f"task.path: cannot load '{path}'", ""
     try:
         if local is None:
-            require_hub(path)
             return _splits(datasets.load_dataset(path, name))
         if local.is_dir():
-            if kind is None:
-                return _splits(datasets.load_dataset(str(local)))
-            return _splits(datasets.load_dataset(kind, data_dir=str(local)))
-        kind = kind or FORMATS.get(local.suffix)
+            return _splits(datasets.load_dataset(str(local), name))
+        kind = FORMATS.get(local.suffix)
         if kind is None:
-            known = ", ".join(FORMATS)
-            raise UsageError(f"task.path: cannot read {local}: its ending is none of {known}")
+            raise UsageError(f"{failed}: its ending is none of {', '.join(FORMATS)}")
         return _splits(datasets.load_dataset(kind, data_files=str(local)))
-    except (UsageError, EnvironmentFault):
+    except UsageError:
         raise
     except Exception as error:  # each builder raises its own
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
+            where = cause.filename or path
+            raise EnvironmentFault(f"cannot load '{path}': {where}: {cause.strerror}") from error
+        if local is None and isinstance(error, OSError):  # also what is not on the hub
+            raise UsageError(f"{failed}{hint}") from error
+        reason = " ".join(str(cause).split())[:300]
+        if any(part in reason for part in NO_ROWS):
+            reason = "it has no rows"
         raise UsageError(f"task.path: cannot load '{path}': {reason}") from error
 
 
-def require_hub(path: str) -> None:
-    """Say that `path` is nowhere here, unless the hub may have it.
+def ask_hub(missing: str, hint: str = "") -> None:
+    """Find out in seconds when the hub cannot be reached: its own client retries for half a minute.
 
-    The hub's own client retries for most of a minute without a network; this asks once.
+    Args:
+        missing, hint: the beginning and the end of the error.
 
     Raises:
-        UsageError: when `path` cannot be a hub id, or the hub may not or cannot be asked.
+        UsageError: when it cannot be reached.
     """
-    data = os.environ.get("ASSAY_DATA")
-    local = sorted(p.name for p in Path(data).iterdir()) if data and Path(data).is_dir() else []
-    where = f"not a local path, not in ASSAY_DATA ({data})" if data else "not a local path"
-    missing = f"task.path: no dataset '{path}': {where}"
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        raise UsageError(f"{missing}, and HF_HUB_OFFLINE is set{nearest(path, local)}")
+    if constants.HF_HUB_OFFLINE or "https" in getproxies():
+        return  # its client looks in its cache, or asks in a way that it knows
+    hub = urlsplit(constants.ENDPOINT)
     try:
-        socket.create_connection(("huggingface.co", 443), timeout=3).close()
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
     except OSError as error:
-        if os.environ.get("HF_ENDPOINT") or os.environ.get("HTTPS_PROXY"):
-            return  # reached another way, which its client knows
         raise UsageError(
-            f"{missing}, and the Hugging Face hub cannot be reached{nearest(path, local)}"
+            f"{missing}, and the Hugging Face hub cannot be reached (HF_HUB_OFFLINE=1 looks in its "
+            f"cache){hint}"
         ) from error
+
+
+def _missing(path: str) -> str:
+    data = os.environ.get("ASSAY_DATA")
+    where = f"no local path, not in ASSAY_DATA ({data})" if data else "no local path"
+    return f"task.path: no dataset '{path}': {where}"
+
+
+def _local_names() -> list[str]:
+    data = os.environ.get("ASSAY_DATA")
+    if not data or not Path(data).is_dir():
+        return []
+    return [entry.name for entry in Path(data).iterdir() if entry.is_dir()]
 
 
 def split(found: DatasetDict, wanted: str, key: str, path: str) -> Dataset:
@@ -94,6 +132,18 @@ def split(found: DatasetDict, wanted: str, key: str, path: str) -> Dataset:
             f"{key}: '{path}' has no split '{wanted}'{nearest(wanted, map(str, found))}"
         )
     return found[wanted]
+
+
+def held_out(found: DatasetDict, train: str, wanted: str | None, path: str) -> Dataset | None:
+    """The split to validate on: `wanted`, else `validation` or `test`, if it is not `train`.
+
+    Raises:
+        UsageError: when there is no split `wanted`.
+    """
+    if wanted is not None:
+        return split(found, wanted, "task.validation_split", path)
+    names = (name for name in ("validation", "test") if name in found and name != train)
+    return next((found[name] for name in names), None)
 
 
 def column(dataset: Dataset, wanted: str, key: str, path: str) -> str:

@@ -147,7 +147,10 @@ def _labels(
     if kind == "regression":
         if not numeric:
             raise UsageError(f"task.target: '{target}' of '{path}' is text, not a number")
-        return column.to_numpy(np.float32), None
+        labels = column.to_numpy(np.float32)
+        if not np.isfinite(labels).all():
+            raise UsageError(f"task.target: '{target}' of '{path}' has infinite values")
+        return labels, None
     if values < 2:
         raise UsageError(f"task.target: '{target}' of '{path}' has one value only")
     codes, _ = pd.factorize(column, sort=True)
@@ -161,14 +164,19 @@ def _features(table: pd.DataFrame, categorical: str | None, path: str) -> np.nda
             f"'{path}': column '{text[0]}' is text; task.categorical=onehot makes a feature of "
             "each of its values, or drop the column"
         )
-    if text:
-        table = pd.get_dummies(table, columns=text)
     missing = [str(c) for c in table if table[c].isna().any()]
     if missing:
         raise UsageError(f"'{path}': column '{missing[0]}' has rows without a value; fill them in")
+    if text:
+        table = pd.get_dummies(table, columns=text)
     if not len(table.columns):
         raise UsageError(f"'{path}' has no column beside the target")
-    return table.to_numpy(np.float32)
+    values = table.to_numpy(np.float32)
+    infinite = np.flatnonzero(~np.isfinite(values).all(0))
+    if len(infinite):
+        name = table.columns[infinite[0]]
+        raise UsageError(f"'{path}': column '{name}' has infinite values, or too large for float32")
+    return values
 
 
 def _split(

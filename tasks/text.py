@@ -29,7 +29,7 @@ def text(
         name: the configuration of a hub dataset that has several.
         column: which holds the text.
         train_split, validation_split: names of the splits. Without the second it is `validation`
-            or else `test`, and where there is neither the last tenth is held out.
+            or else `test`, and where there is neither the last tenth of the first is held out.
         context_length, tokenizer, vocab_size, objective: as for the task `code`.
 
     Raises:
@@ -40,11 +40,7 @@ def text(
     found = sources.load(path, name)
     train = sources.split(found, train_split, "task.train_split", path)
     sources.column(train, column, "task.column", path)
-    held_out = None
-    if validation_split is not None:
-        held_out = sources.split(found, validation_split, "task.validation_split", path)
-    elif train_split == "train":
-        held_out = next((found[n] for n in ("validation", "test") if n in found), None)
+    held_out = sources.held_out(found, train_split, validation_split, path)
     return LanguageModeling(
         lambda: _documents(train, column),
         None if held_out is None else lambda: _documents(held_out, column),

@@ -1,6 +1,5 @@
 """Text to token ids."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.cache import cached, digest
-from training.errors import UsageError
+from tasks.sources import ask_hub, locate
+from training.errors import UsageError, nearest
 
 
 class Bytes:
@@ -33,7 +33,10 @@ class Subwords:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(serialized)
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        # Some were saved to cut and pad sentences, which would lose text here.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())  # ids may have gaps
         known = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "<mask>"))
         self.mask_token = next((i for i in known if i is not None), self.vocab_size)
         self.identity = digest([serialized])
@@ -62,7 +65,11 @@ def build(kind: str, vocab_size: int, texts: Iterable[str], content: str) -> Byt
         return Bytes()
     if kind == "bpe":
         return Subwords(_trained(vocab_size, texts, content))
-    return Subwords(_existing(kind))
+    serialized = _existing(kind)
+    try:
+        return Subwords(serialized)
+    except Exception as error:  # the library raises no other kind
+        raise UsageError(f"task.tokenizer: '{kind}' is no tokenizer: {error}") from error
 
 
 def smallest_dtype(size: int) -> type[np.unsignedinteger]:
@@ -96,24 +103,20 @@ def _trained(vocab_size: int, texts: Iterable[str], content: str) -> str:
 
 
 def _existing(path: str) -> str:
-    local = Path(path).expanduser()
-    file = local / "tokenizer.json" if local.is_dir() else local
-    if file.is_file():
-        try:
-            json.loads(file.read_text())
-        except ValueError as error:
-            raise UsageError(f"task.tokenizer: {file} is no tokenizer.json") from error
-        return file.read_text()
-    from tasks.sources import require_hub
-
-    require_hub(path)
+    local = locate(path)
+    file = local / "tokenizer.json" if local and local.is_dir() else local
+    if file and file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    if local is None:
+        ask_hub(f"task.tokenizer: no '{path}': no local path", nearest(path, ("bytes", "bpe")))
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path).backend_tokenizer.to_str()
+        return AutoTokenizer.from_pretrained(local or path).backend_tokenizer.to_str()
     except Exception as error:  # the hub's client raises many kinds
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"task.tokenizer: cannot load '{path}': {reason}") from error
+        hint = nearest(path, ("bytes", "bpe"))
+        raise UsageError(f"task.tokenizer: cannot load '{path}': {reason}{hint}") from error
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

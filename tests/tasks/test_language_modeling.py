@@ -123,6 +123,40 @@ def test_code_holds_out_whole_files(tmp_path):
     assert 0 < len(found.validation) * 8 / size < 25
 
 
+def test_code_of_few_files_or_one(tmp_path):
+    (tmp_path / "one.py").write_text("x = 1\n" * 100)
+    for path in (tmp_path, tmp_path / "one.py"):
+        found = code(path=str(path), context_length=8)
+        assert (len(found.train), len(found.validation)) == (74 - 7 - 1, 7)
+    with pytest.raises(UsageError, match=r"too little text in .*: 600 tokens found, 1537 needed"):
+        code(path=str(tmp_path), context_length=512)
+    with pytest.raises(UsageError, match="no file or folder"):
+        code(path=str(tmp_path / "two"))
+
+
+def test_a_saved_tokenizer_is_used_without_its_cuts(tmp_path):
+    from tokenizers import Tokenizer
+
+    trained = task(tokenizer="bpe").tokenizer._tokenizer
+    trained.enable_truncation(4)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).truncation
+    found = task(tokenizer=str(tmp_path))
+    ids = fetch(found.train, range(5))["tokens"][:, :-1].flatten().tolist()
+    assert WORDS.startswith(found.tokenizer._tokenizer.decode(ids))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no tokenizer"):
+        task(tokenizer=str(tmp_path))
+
+
+def test_a_misspelt_tokenizer_gets_a_hint(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("tasks.sources.getproxies", dict)
+    with pytest.raises(UsageError, match=r"cannot be reached .*did you mean 'bytes'"):
+        task(tokenizer="byts")
+
+
 def test_text_file(tmp_path):
     (tmp_path / "corpus.txt").write_text(WORDS)
     found = text(path=str(tmp_path / "corpus.txt"), context_length=16)

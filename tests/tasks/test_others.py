@@ -200,3 +200,51 @@ def test_pairs_are_two_views_of_one_image():
 def test_a_view_of_a_flat_image_is_flat():
     out = view(torch.full((16, 1, 8, 8), 2.0), torch.Generator().manual_seed(0), mirror=True)
     assert out.std((1, 2, 3)).max() < 1e-4
+
+
+def test_validation_is_never_on_the_training_split(tmp_path):
+    path = pictures(tmp_path / "pets")
+    task = ImageClassification(path=path, train_split="test")
+    assert (len(task.train), len(task.validation)) == (10, 2)  # a tenth of the 12, held out
+
+
+def test_images_of_16_bits_keep_their_greys(tmp_path):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    for split in ("train", "test"):
+        for name in ("one", "two"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.fromarray(ramp).save(tmp_path / split / name / "a.png")
+    task = ImageClassification(path=str(tmp_path))
+    assert task.dims["in_channels"] == 1
+    pixels = np.array(task.train[0]["pixels"])
+    np.testing.assert_array_equal(pixels, ramp.reshape(-1) // 257)
+
+
+def test_grey_images_among_coloured_ones_become_coloured(tmp_path):
+    path = pictures(tmp_path / "pets")
+    grey = tmp_path / "pets" / "train" / "cat" / "0.png"
+    Image.open(grey).convert("L").save(grey)
+    assert ImageClassification(path=path).dims["in_channels"] == 3
+
+
+def test_a_corrupt_image_is_named_as_one(tmp_path):
+    path = pictures(tmp_path / "pets")
+    broken = tmp_path / "pets" / "train" / "cat" / "3.png"
+    whole = broken.read_bytes()
+    for content in (whole[: len(whole) // 2], b"no image"):
+        broken.write_bytes(content)
+        with pytest.raises(UsageError, match="an image cannot be read"):
+            ImageClassification(path=path)
+
+
+def test_values_that_cannot_be_trained_on_are_named(tmp_path):
+    rows = [f"{'inf' if i == 3 else i},{'' if i == 5 else 'red'},{i % 2}" for i in range(9)]
+    path = write_csv(tmp_path / "a.csv", "size,colour,bought", rows)
+    with pytest.raises(UsageError, match="column 'colour' has rows without a value"):
+        Tabular(path=path, target="bought", categorical="onehot")
+    rows = [f"{'inf' if i == 3 else i},{i % 2}" for i in range(9)]
+    path = write_csv(tmp_path / "c.csv", "size,bought", rows)
+    with pytest.raises(UsageError, match="column 'size' has infinite values"):
+        Tabular(path=path, target="bought")
+    with pytest.raises(UsageError, match="column 'size' has infinite values"):
+        Series(path=path, context_length=2, horizon=1)
