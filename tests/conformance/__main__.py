@@ -46,6 +46,8 @@ def main() -> int:
         ],
         plugins=[recorder],
     )
+    if not recorder.rows:
+        return int(code)
     rows = {
         name: {c: recorder.rows[name][c] for c in COLUMNS if c in recorder.rows[name]}
         for name in options("technique")
