@@ -22,8 +22,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a technique's card, its code's documentation and its verdict; or a config's file."""
-    from training.catalog import find
-    from training.configs import groups, options
+    from training.configs import find, groups, options
     from training.errors import UsageError, nearest
 
     elsewhere = [group for group in groups() if name in options(group) and group != "technique"]

@@ -48,13 +48,20 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, attention_mask: Tensor | None = None, position: Any = None
     ) -> Tensor:
-        batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        q, k, v = self.project(x, position)
+        return self.merge(self.attend(q, k, v, score_bias(q, attention_mask, position)))
+
+    def project(self, x: Tensor, position: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, `(batch, heads, length, head_dim)` and with `kv_heads`."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if hasattr(position, "rotate"):
             q, k = position.rotate(q, k)
-        attended = self.attend(q, k, v, score_bias(q, attention_mask, position))
-        return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
+        return q, k, v
+
+    def merge(self, attended: Tensor) -> Tensor:
+        """What the heads attended to, as the layer's output."""
+        return self.out(attended.transpose(1, 2).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Mix the values: `(batch, heads, length, head_dim)` in and out.

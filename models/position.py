@@ -6,6 +6,8 @@ model calls those it has:
 - `embed(x)`: add positions to the embeddings, `(batch, length, dim)`;
 - `rotate(q, k)`: encode them in queries and keys, `(batch, heads, length, head_dim)`;
 - `bias(length)`: an additive bias on the attention scores, `(heads, length, length)`.
+
+One whose bias has a low rank may also have `factors(length)`, for attention that never makes it.
 """
 
 import math
@@ -95,3 +97,16 @@ class ALiBi(nn.Module):
         position = torch.arange(length, device=self.slopes.device)
         distance = (position[:, None] - position[None, :]).abs()
         return -self.slopes[:, None, None] * distance
+
+    def factors(self, length: int) -> tuple[Tensor, Tensor]:
+        """`(heads, length, 4)` of queries and of keys, whose products are the bias where the key
+        is not after the query.
+
+        −slope·i + slope·j has rank 2; positions are given in two parts, so that bfloat16, which has
+        the integers to 256, holds those to 32,768 exactly.
+        """
+        position = torch.arange(length, device=self.slopes.device)
+        parts = torch.stack([position - position % 128, position % 128], dim=-1).to(self.slopes)
+        parts = parts.expand(len(self.slopes), length, 2)
+        slopes = self.slopes[:, None, None].expand_as(parts)
+        return torch.cat([parts, slopes], dim=-1), torch.cat([-slopes, parts], dim=-1)

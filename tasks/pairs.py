@@ -146,14 +146,26 @@ def view(images: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
     return crops * contrast + (brightness - 1)
 
 
+def embeddings(outputs: Any) -> tuple[Tensor, Tensor | None]:
+    """What a contrastive loss compares, of length 1 and in at least float32: the images' and the
+    captions' embeddings (batch, embedding), or those of both views (2·batch, embedding) and None.
+    """
+    if "image_embeds" in outputs:
+        image, text = (_normalised(outputs[k]) for k in ("image_embeds", "text_embeds"))
+        return image, text
+    return _normalised(outputs["logits"]), None
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
 def _similarities(outputs: Any) -> tuple[Tensor, Tensor]:
     """Cosines of every sample with every candidate, and the index of its partner."""
-    if "image_embeds" in outputs:
-        ours, theirs = (outputs[k].float() for k in ("image_embeds", "text_embeds"))
-        similarity = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).T
-        return similarity, torch.arange(len(ours), device=ours.device)
-    embeddings = F.normalize(outputs["logits"].float(), dim=-1)
-    count = len(embeddings)
-    itself = torch.eye(count, dtype=torch.bool, device=embeddings.device)
-    similarity = (embeddings @ embeddings.T).masked_fill(itself, -torch.inf)
-    return similarity, torch.arange(count, device=embeddings.device).roll(count // 2)
+    ours, theirs = embeddings(outputs)
+    count = len(ours)
+    rows = torch.arange(count, device=ours.device)
+    if theirs is not None:
+        return ours @ theirs.T, rows
+    itself = torch.eye(count, dtype=torch.bool, device=ours.device)
+    return (ours @ ours.T).masked_fill(itself, -torch.inf), rows.roll(count // 2)

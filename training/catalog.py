@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from training.configs import CONF, card, options, overlay
-from training.errors import UsageError, nearest
+from training.configs import CONF, card, overlay
 
 ROOT = CONF.parent
 MATRIX = ROOT / "techniques" / "conformance.json"
@@ -33,21 +32,6 @@ def entry(name: str) -> dict[str, Any]:
         "status": "verified" if done else "unverified",
         "verdict": verdict,
     }
-
-
-def find(name: str) -> str:
-    """The technique with this name or alias.
-
-    Raises:
-        UsageError: when there is none.
-    """
-    known = options("technique")
-    if name in known:
-        return name
-    for other in known:
-        if name in (card(other).get("aliases") or []):
-            return other
-    raise UsageError(f"technique: no '{name}'{nearest(name, known)}")
 
 
 def targets(name: str) -> list[str]:

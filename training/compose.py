@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from training.configs import CONF, Config, groups, keys_set, options
+from training.configs import CONF, Config, find, groups, keys_set, options
 from training.errors import UsageError, nearest
 
 
@@ -30,6 +30,11 @@ def compose(overrides: list[str]) -> Config:
     """
     parsed = _parse(overrides)
     chosen = _techniques(parsed)
+    given = _technique_override(parsed)
+    if given and chosen:  # the names of aliases
+        text = f"{str(given.input_line).partition('=')[0]}=[{','.join(chosen)}]"
+        overrides = [text if o == given.input_line else o for o in overrides]
+        parsed = _parse(overrides)
     config = _compose(overrides)
     selections = [str(o.input_line) for o in parsed if _is_selection(o)]
     if chosen:
@@ -77,14 +82,17 @@ def _is_selection(override: Override) -> bool:
     return override.key_or_group in groups()
 
 
+def _technique_override(parsed: list[Override]) -> Override | None:
+    """The last one, which is the one that counts."""
+    return next((o for o in reversed(parsed) if o.key_or_group == "technique"), None)
+
+
 def _techniques(parsed: list[Override]) -> list[str]:
     """The techniques asked for, checked to exist and not to collide."""
-    names: list[str] = []
-    for override in parsed:
-        if override.key_or_group == "technique":
-            value = override.value()
-            given = value if isinstance(value, list) else [value] if value else []
-            names = [str(name) for name in given]
+    override = _technique_override(parsed)
+    value: Any = override.value() if override else None
+    given = value if isinstance(value, list) else [value] if value else []
+    names = [find(str(name)) for name in given]
     owners: dict[str, str] = {}
     for name in names:
         if names.count(name) > 1:

@@ -27,15 +27,8 @@ def groups() -> list[str]:
 
 @functools.cache
 def overlay(technique: str) -> Config:
-    """A technique's overlay file as written, by name or alias.
-
-    Raises:
-        UsageError: when there is no such technique.
-    """
+    """A technique's overlay file as written."""
     path = CONF / "technique" / f"{technique}.yaml"
-    if not path.is_file():
-        known = options("technique")
-        raise UsageError(f"technique: no '{technique}'{nearest(technique, known)}")
     return yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
 
 
@@ -61,3 +54,18 @@ def keys_set(technique: str) -> set[str]:
 def card(technique: str) -> Config:
     """A technique's card: the entry its overlay adds under `techniques`."""
     return overlay(technique)["techniques"][technique]
+
+
+def find(name: str) -> str:
+    """The technique with this name or alias.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    known = options("technique")
+    if name in known:
+        return name
+    for other in known:
+        if name in (card(other).get("aliases") or []):
+            return other
+    raise UsageError(f"technique: no '{name}'{nearest(name, known)}")

@@ -51,3 +51,11 @@ def test_cards_agree_with_the_file_names():
 )
 def test_nearest(name, expected):
     assert nearest(name, ["golu", "mish"]) == expected
+
+
+@pytest.mark.parametrize("written", ["polyloss", "[polyloss,golu]"])
+def test_an_alias_stands_for_its_technique(written):
+    config = compose(["task=digits", "model=mlp", f"technique={written}"])
+    assert "poly1_loss" in config["techniques"]
+    with pytest.raises(UsageError, match="'poly1_loss' is named twice"):
+        compose(["technique=[polyloss,poly1_loss]"])
