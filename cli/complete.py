@@ -37,6 +37,13 @@ def technique(incomplete: str) -> list[str]:
     return [name for name in options("technique") if name.startswith(incomplete)]
 
 
+def recipe(incomplete: str) -> list[str]:
+    """Completions of a recipe's name."""
+    from study.recipe import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 def config(incomplete: str) -> list[str]:
     """Completions of any config's name."""
     names = {name for group in groups() for name in options(group)}

@@ -12,6 +12,7 @@ from cli.doctor import doctor
 from cli.export import export
 from cli.list import list_
 from cli.new import app as new
+from cli.reproduce import reproduce
 from cli.run import run
 from cli.show import show
 from training.errors import EnvironmentFault, UsageError
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("list")(list_)
 app.command("show")(show)
+app.command("reproduce")(reproduce)
 app.command("compare")(compare)
 app.command("doctor")(doctor)
 app.command("export")(export)

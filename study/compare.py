@@ -39,7 +39,7 @@ def differences(configs: list[Config]) -> dict[str, list[Any]]:
         key: [config.get(key) for config in flat]
         for key in keys
         if len({repr(config.get(key)) for config in flat}) > 1
-        and key.split(".")[0] not in (*ELSEWHERE, "techniques")
+        and key.split(".")[0] not in ELSEWHERE
     }
 
 

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
+from training import checkpoint
 from training.components import accepts, call, component, factory, is_component, target
 from training.compose import Config
 from training.configs import options
@@ -46,6 +48,8 @@ def assemble(config: Config) -> Run:
         first = move(batches[0][0], accelerator.device)
         for name, initialise in _ordered(config["init"], "init").items():
             call(initialise, f"init.{name}", model, first)
+    if config["trainer"]["start_from"]:
+        checkpoint.load_weights(model, Path(config["trainer"]["start_from"]))
     for name, reparametrise in _ordered(config["reparam"], "reparam").items():
         call(reparametrise, f"reparam.{name}", model)
 

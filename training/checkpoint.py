@@ -130,6 +130,25 @@ def load(run: "Run", checkpoint: Path) -> None:
     _set_random_state(states[run.accelerator.process_index % len(states)])
 
 
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Give a model the weights of the newest whole checkpoint of a run's folder.
+
+    Raises:
+        UsageError: when there is none, or it is of another model.
+    """
+    for checkpoint in found(folder):
+        try:
+            verify(checkpoint)
+            load_model(model, str(checkpoint / FILES[0]))
+        except Damaged:
+            continue
+        except RuntimeError as error:
+            message = f"trainer.start_from: {checkpoint} is of another model: {_reason(error)}"
+            raise UsageError(message) from error
+        return
+    raise UsageError(f"trainer.start_from: no whole checkpoint in {folder}")
+
+
 def verify(checkpoint: Path) -> None:
     """Compare a checkpoint's files with its manifest.
 

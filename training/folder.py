@@ -12,14 +12,41 @@ from training.configs import Config
 from training.errors import EnvironmentFault, UsageError, nearest
 from training.files import write_atomically
 
-ELSEWHERE = ("outputs", "tracker", "name")
-"""Keys that say where a run is kept or shown, not what it is; they are not part of its address."""
+ELSEWHERE = ("outputs", "tracker", "name", "techniques")
+"""Keys that say where a run is kept or how it is shown, not what it is: no part of its address."""
 
 
 def address(config: Config) -> str:
     """Ten hex digits that name what a configuration trains."""
     what = {key: value for key, value in config.items() if key not in ELSEWHERE}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def existing(config: Config) -> list[Path]:
+    """Folders of runs of this configuration, whatever their names: first those that have ended."""
+    runs = Path(config["outputs"]) / "runs"
+    key = address(config)
+    folders = [*runs.glob(f"*-{key}"), *runs.glob(f"*-{key}-[0-9]*")]
+    return sorted(folders, key=lambda f: (read_summary(f).get("status") != "completed", str(f)))
+
+
+def found(config: Config) -> Path:
+    """The folder of this configuration's run, made if there is none.
+
+    Raises:
+        EnvironmentFault: when it cannot be created.
+    """
+    folders = existing(config)
+    if folders:
+        return folders[0]
+    folder = Path(config["outputs"]) / "runs" / f"{config['name']}-{address(config)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot create the run folder {folder}: {error.strerror}"
+        ) from error
+    return folder
 
 
 def new_folder(config: Config) -> Path:

@@ -19,7 +19,7 @@ from training.environment import describe
 from training.errors import EnvironmentFault, UsageError
 from training.evaluate import check_monitor
 from training.files import write_atomically
-from training.folder import new_folder, read_summary, resumed_config, save_config
+from training.folder import found, new_folder, read_summary, resumed_config, save_config
 from training.metrics import finite, read
 from training.progress import Progress
 from training.run import Run
@@ -41,7 +41,30 @@ def start(config: Config, overrides: list[str], progress: Progress) -> dict[str,
     run.open(Path(broadcast_object_list(folder)[0]))
     if run.main:
         save_config(run.folder, config, overrides)
-    return _train(run, progress)
+    with _only_process(run.folder, run.main):
+        return _train(run, progress)
+
+
+def ensure(config: Config, overrides: list[str], progress: Progress) -> dict[str, Any]:
+    """The summary of this configuration's run: of one that has ended, else trained to its end.
+
+    A run is found by its address, whatever its name. One that was interrupted goes on, and one that
+    another process is training is waited for, so that nothing is trained twice.
+
+    Raises:
+        UsageError: when its parts do not fit.
+        EnvironmentFault: when the machine fails it.
+    """
+    folder = found(config)
+    with _only_process(folder, wait=True):
+        summary = read_summary(folder)
+        if summary.get("status") in (COMPLETED, DIVERGED):
+            return summary
+        run = assemble(config)
+        check_monitor(run)
+        run.open(folder)
+        save_config(folder, config, overrides)
+        return _train(run, progress)
 
 
 def resume(folder: Path, extra: list[str], progress: Progress) -> dict[str, Any]:
@@ -61,31 +84,31 @@ def resume(folder: Path, extra: list[str], progress: Progress) -> dict[str, Any]
     run.open(folder)
     if extra and run.main:
         save_config(folder, config, overrides)
-    return _train(run, progress)
+    with _only_process(folder, run.main):
+        return _train(run, progress)
 
 
 def _train(run: Run, progress: Progress) -> dict[str, Any]:
     tracker = component(run.config["tracker"], "tracker")
     status, reason = FAILED, None
-    with _only_process(run):
-        _restore(run, progress)
-        # Processes draw different random numbers, which checkpoints keep for each.
-        if run.step == 0:
-            set_seed(mix(run.config["seed"], run.accelerator.process_index) % 2**32)
-        if run.main:
-            write_atomically(run.folder / "environment.json", json.dumps(describe(), indent=2))
-        try:
-            tracker.start(run)
-            status = fit(run, tracker, progress)
-            reason = run.stopped
-        except BaseException as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            raise
-        finally:
-            progress.finish()
-            run.metrics.close()
-            summary = _summarise(run, status, reason)
-            tracker.finish(int(status in (FAILED, DIVERGED)))
+    _restore(run, progress)
+    # Processes draw different random numbers, which checkpoints keep for each.
+    if run.step == 0:
+        set_seed(mix(run.config["seed"], run.accelerator.process_index) % 2**32)
+    if run.main:
+        write_atomically(run.folder / "environment.json", json.dumps(describe(), indent=2))
+    try:
+        tracker.start(run)
+        status = fit(run, tracker, progress)
+        reason = run.stopped
+    except BaseException as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        raise
+    finally:
+        progress.finish()
+        run.metrics.close()
+        summary = _summarise(run, status, reason)
+        tracker.finish(int(status in (FAILED, DIVERGED)))
     if run.main:
         curves = {run.config["name"]: read(run.folder / "metrics.jsonl")}
         plots.losses(curves, run.folder / "loss.png")
@@ -130,18 +153,18 @@ def _summarise(run: Run, status: str, reason: str | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _only_process(run: Run) -> Iterator[None]:
+def _only_process(folder: Path, main: bool = True, wait: bool = False) -> Iterator[None]:
     """Hold the folder's lock, which goes with the process however it ends."""
-    if not run.main:
+    if not main:
         yield
         return
     try:
-        lock = (run.folder / ".lock").open("w")
+        lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise EnvironmentFault(f"cannot write in {run.folder}: {error.strerror}") from error
+        raise EnvironmentFault(f"cannot write in {folder}: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise UsageError(f"{run.folder} is being trained by another process") from error
+            raise UsageError(f"{folder} is being trained by another process") from error
         yield

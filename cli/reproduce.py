@@ -1,0 +1,162 @@
+"""`assay reproduce`."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import complete
+from cli.output import Json, console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from study.reproduce import Done, Study, Trial
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe, or the path of one.",
+            autocompletion=complete.recipe,
+            show_default=False,
+        ),
+    ],
+    profile: Annotated[str, typer.Option(help="small, or the recipe's paper scale.")] = "small",
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="How many, instead of the recipe's own.", min=1, show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; default: GPUs, else cores.", min=1, show_default=False),
+    ] = None,
+    outputs: Annotated[str, typer.Option(help="Where the run folders go.")] = "outputs",
+    record: Annotated[bool, typer.Option("--record", help="Keep the result in recipes/.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run and what is there already.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Train a technique beside its baseline over paired seeds, and judge the paper's claim."""
+    from study import recipe as recipes
+    from study import record as records
+    from study import reproduce as study
+    from study.pool import default_size
+
+    found = recipes.read(name, profile)
+    chosen = _seeds(found.seeds, seeds, found.tuning.seeds)
+    planned = study.plan(found, chosen, outputs)
+    jobs = jobs or default_size()
+    if dry_run:
+        return _dry_run(planned, jobs, json)
+    study.check_metrics(planned)
+    out = console(stderr=json)
+    try:
+        with _progress(out, planned) as done:
+            study.train(planned, jobs, done)
+    except KeyboardInterrupt:
+        again = f"assay reproduce {name}"
+        out.print(f"interrupted; go on with: {again}", highlight=False, markup=False)
+        return 130
+    study.conclude(planned)
+    result = study.result(planned)
+    if record:
+        path = records.save(result, planned, profile)
+        out.print(f"recorded in {path}", highlight=False, markup=False, soft_wrap=True)
+    _show(out, planned)
+    if json:
+        print_json(result)
+    return 0 if all(trial.missing() is None for trial in planned.trials) else 1
+
+
+def _seeds(own: tuple[int, ...], wanted: int | None, taken: tuple[int, ...]) -> tuple[int, ...]:
+    """The recipe's first seeds, and where more are wanted the next numbers that are free."""
+    if wanted is None:
+        return own
+    more = (s for s in range(max(own) + 1, 2**31) if s not in taken)
+    return (*own, *(next(more) for _ in range(wanted - len(own))))[:wanted]
+
+
+@contextlib.contextmanager
+def _progress(out: "Console", planned: "Study") -> Iterator["Done"]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=out) as bar:
+        task = bar.add_task(planned.recipe.name, total=None)
+
+        def done(trial: "Trial", ended: int, total: int) -> None:
+            bar.update(task, completed=ended, total=total)
+            for line in _lines(trial, planned.recipe.metric):
+                bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        yield done
+
+
+def _lines(trial: "Trial", metric: str) -> list[str]:
+    """What to say of a run that ended; of one that failed also the end of its log."""
+    from pathlib import Path
+
+    missing = trial.missing()
+    if missing is None:
+        values = trial.values()
+        score = f"{metric} {values[metric]:.5g}" if metric in values else ""
+        state = "diverged  " if values["diverged"] else ""
+        return [f"{trial.label}: {state}{score}  ({values['seconds']:.0f} s)"]
+    summary = (trial.answer or {}).get("summary") or {}
+    log = Path(summary["run_dir"]) / "log.txt" if summary else None
+    tail = log.read_text().splitlines()[-3:] if log and log.exists() else []
+    return [f"{trial.label}: failed: {missing}", *(f"    {line}" for line in tail)]
+
+
+def _dry_run(planned: "Study", jobs: int, json: bool) -> int:
+    from statistics import fmean
+
+    trials = [*planned.tuning, *planned.trials]
+    waiting = [trial for trial in trials if trial.answer is None]
+    later = 0 if planned.trials else len(planned.recipe.arms) * len(planned.seeds)
+    taken = [t.values()["seconds"] for t in trials if t.values()]
+    estimate = fmean(taken) * (len(waiting) + later) / jobs if taken else None
+    rows: list[dict[str, Any]] = [
+        {
+            "run": trial.label,
+            "state": "there already" if trial.answer else "would train",
+            "overrides": trial.overrides,
+        }
+        for trial in trials
+    ]
+    if json:
+        print_json({"runs": rows, "after_tuning": later, "jobs": jobs, "seconds": estimate})
+        return 0
+    out = console()
+    for row in rows:
+        out.print(f"{row['state']:14} {row['run']}", highlight=False, markup=False)
+    if later:
+        out.print(f"{'':14} and {later} evaluation runs with what the tuning chooses")
+    time = f", about {estimate / 60:.1f} minutes" if estimate else ""
+    out.print(f"{len(waiting) + later} of {len(trials) + later} to train, {jobs} at a time{time}")
+    return 0
+
+
+def _show(out: "Console", planned: "Study") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from study.reproduce import by_arm
+
+    recipe = planned.recipe
+    table = Table("arm", *(f"seed {s}" for s in planned.seeds), "mean", box=None)
+    for arm, values in by_arm(planned).items():
+        cells = [f"{values[s]:.5g}" if s in values else "-" for s in planned.seeds]
+        mean = f"{sum(values.values()) / len(values):.5g}" if values else "-"
+        point = " ".join(planned.chosen.get(arm, ()))
+        table.add_row(Text(f"{arm}  {point}".strip()), *cells, mean)
+    out.print(f"{recipe.metric}:", highlight=False, markup=False)
+    out.print(table)
+    for claim, verdict, note in planned.verdicts:
+        text = verdict.sentence() if verdict else "inconclusive"
+        tail = f" ({note})" if note else ""
+        out.print(f"{claim.text}: {text}{tail}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,54 @@
+"""`python -m study.worker`: one of a pool's processes.
+
+It trains the configurations it is sent, one after another: a task is a line of JSON on standard
+input with `overrides`, its answer a line on standard output with the run's `summary`, or with the
+`error` in one line. When the input ends, as when the pool is killed, it stops with a checkpoint.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import Any
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    tasks: queue.Queue[str | None] = queue.Queue()
+    busy = threading.Event()
+    threading.Thread(target=_listen, args=(tasks, busy), daemon=True).start()
+    while (line := tasks.get()) is not None:
+        busy.set()
+        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answers.flush()
+        busy.clear()
+
+
+def _listen(tasks: "queue.Queue[str | None]", busy: threading.Event) -> None:
+    for line in sys.stdin:
+        tasks.put(line)
+    tasks.put(None)
+    if busy.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _answer(task: dict[str, Any]) -> dict[str, Any]:
+    from training.compose import compose
+    from training.progress import Progress
+    from training.train import ensure
+
+    try:
+        overrides = task["overrides"]
+        return {"summary": ensure(compose(overrides), overrides, Progress())}
+    except Exception as error:
+        text = " ".join(f"{error}".split()) or "no reason given"
+        kind = type(error).__name__
+        return {"error": text if "Fault" in kind or "Usage" in kind else f"{kind}: {text}"}
+
+
+if __name__ == "__main__":
+    main()
