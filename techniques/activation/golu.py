@@ -33,6 +33,11 @@ class GoLU(nn.Module):
                 raise ValueError(f"{name}: must be positive, got {value}")
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
 
+    @property
+    def elementwise(self) -> tuple[str, dict[str, float]]:
+        """Its name and parameters among `kernels.gated`'s activations."""
+        return "golu", {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+
     def forward(self, x: Tensor) -> Tensor:
         return golu(x, self.alpha, self.beta, self.gamma)
 

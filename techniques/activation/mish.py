@@ -11,5 +11,8 @@ class Mish(nn.Module):
     Source: "Mish: A Self Regularized Non-Monotonic Activation Function", arXiv 1908.08681.
     """
 
+    elementwise: tuple[str, dict[str, float]] = ("mish", {})
+    """Its name and parameters among `kernels.gated`'s activations."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.mish(x)
