@@ -30,6 +30,14 @@ RUNS = {
     "entropy_attention (bias)": ("technique=flash_bias", *LONG),
     "contrastive_loss": ("technique=inf_cl", *PAIRS),
     "contrastive_loss (sigmoid)": ("technique=siglip", *PAIRS),
+    "simplicial_attention": (
+        *("technique=two_simplicial_attention", "task.context_length=64", "trainer.batch_size=1"),
+        *("model.attention.every=2", "model.attention.windows=[32,8]"),
+    ),
+    "gated": (
+        *("model.ffn._target_=models.feedforward.GatedFeedForward", "+model.ffn.fused=true"),
+        *("technique=golu", *LONG),
+    ),
     "group_rational": ("technique=gr_kan", *LONG),
 }
 """Overrides of the run that shows each operation."""
