@@ -1,6 +1,7 @@
 import pytest
 
 from study.recipe import Term, names, read
+from study.record import PAGE, page
 from training.errors import UsageError
 
 WHOLE = """\
@@ -94,6 +95,10 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, line, message):
     assert "\n" not in text
     assert message in text
     assert f"some.yaml:{line}: " in text
+
+
+def test_the_page_of_results_is_current():
+    assert PAGE.read_text() == page()
 
 
 def test_unknown_names():
