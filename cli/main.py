@@ -15,6 +15,7 @@ from cli.new import app as new
 from cli.reproduce import reproduce
 from cli.run import run
 from cli.show import show
+from cli.sweep import sweep
 from training.errors import EnvironmentFault, UsageError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("list")(list_)
 app.command("show")(show)
+app.command("sweep")(sweep)
 app.command("reproduce")(reproduce)
 app.command("compare")(compare)
 app.command("doctor")(doctor)

@@ -52,6 +52,47 @@ def losses(runs: Mapping[str, Lines], path: Path, metric: str = "loss") -> None:
     write_atomically(path, picture.getvalue())
 
 
+def sweep(study: Any, folder: Path, metric: str) -> list[Path]:
+    """Draw a sweep's best value so far, parallel coordinates and parameter importances, as PNG.
+
+    Args:
+        study: Optuna's.
+        folder: where they go.
+        metric: what the values are.
+
+    Returns:
+        The files; none of a plot that has too few trials.
+    """
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from optuna.visualization import matplotlib as draw
+
+    drawn: dict[str, Any] = {
+        "best.png": lambda: draw.plot_optimization_history(study, target_name=metric),
+        "parallel.png": lambda: draw.plot_parallel_coordinate(study, target_name=metric),
+        "importance.png": lambda: draw.plot_param_importances(study, target_name=metric),
+    }
+    found = []
+    for name, make in drawn.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna calls these experimental
+            try:
+                axes = make()
+            except (ValueError, RuntimeError):  # too few complete trials, or no variance
+                continue
+        figure: Any = axes.figure
+        figure.set_size_inches(8, 4.5)
+        path = folder / name
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        pyplot.close(figure)
+        found.append(path)
+    return found
+
+
 def _points(lines: Lines, key: str) -> tuple[list[int], list[float]]:
     found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
     return [step for step, _ in found], [value for _, value in found]

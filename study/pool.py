@@ -54,7 +54,7 @@ class Pool:
         each with a checkpoint, and is raised again.
         """
         futures: dict[Future[Answer], int] = {
-            self._threads.submit(self._one, overrides): number
+            self._threads.submit(self.train, overrides): number
             for number, overrides in enumerate(tasks)
         }
         answers: list[Answer | None] = [None] * len(futures)
@@ -68,19 +68,25 @@ class Pool:
         except KeyboardInterrupt:
             for future in left:
                 future.cancel()
-            for worker in self._workers:
-                worker.interrupt()
+            self.interrupt()
             with contextlib.suppress(KeyboardInterrupt):
                 wait(left, STOP_SECONDS)
             raise
         return answers
 
-    def _one(self, overrides: list[str]) -> Answer:
+    def train(self, overrides: list[str]) -> Answer:
+        """Train one configuration in a process that is free, waiting for one; for threads."""
         worker = self._free.get()
         try:
             return worker.train(overrides)
         finally:
             self._free.put(worker)
+
+    def interrupt(self, overrides: list[str] | None = None) -> None:
+        """Ask the run of these overrides, or every run, to stop with a checkpoint."""
+        for worker in self._workers:
+            if overrides is None or worker.task == overrides:
+                worker.interrupt()
 
 
 class Worker:
@@ -94,12 +100,13 @@ class Worker:
         # Torch would start as many threads in each process as there are cores.
         threads = max(1, (os.cpu_count() or 1) // count)
         self.environment.setdefault("OMP_NUM_THREADS", str(threads))
+        self.task: list[str] | None = None
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
     def train(self, overrides: list[str]) -> Answer:
         """Train and return the answer; a dead process is the answer's error."""
-        process = self._running()
+        process, self.task = self._running(), overrides
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -108,6 +115,7 @@ class Worker:
             line = process.stdout.readline()
         except OSError:
             line = ""
+        self.task = None
         if line:
             return json.loads(line)
         code = process.wait()

@@ -13,6 +13,9 @@ import sys
 import threading
 from typing import Any
 
+INTERRUPTED = "interrupted"
+"""The error of a run that was stopped before it had begun to train."""
+
 
 def main() -> None:
     """Answer until the input ends."""
@@ -20,12 +23,21 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     tasks: queue.Queue[str | None] = queue.Queue()
     busy = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        # A run that trains stops by itself; this is for before and after.
+        if busy.is_set():
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     threading.Thread(target=_listen, args=(tasks, busy), daemon=True).start()
     while (line := tasks.get()) is not None:
         busy.set()
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
-        answers.flush()
+        answer = _answer(json.loads(line))
         busy.clear()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def _listen(tasks: "queue.Queue[str | None]", busy: threading.Event) -> None:
@@ -44,6 +56,8 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     try:
         overrides = task["overrides"]
         return {"summary": ensure(compose(overrides), overrides, Progress())}
+    except KeyboardInterrupt:
+        return {"error": INTERRUPTED}
     except Exception as error:
         text = " ".join(f"{error}".split()) or "no reason given"
         kind = type(error).__name__

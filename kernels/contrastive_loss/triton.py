@@ -256,9 +256,15 @@ def _rows(
         SIGMOID=kind == "sigmoid",
         SKIPS=len(skipped),
         PRECISION=_precision(),
+        num_warps=_warps(a.element_size(), kind),
         **BLOCK,
     )
     return out
+
+
+def _warps(size: int, kind: str) -> int:
+    """Of the kernel over rows: what its registers need, by bytes of an element."""
+    return 4 if size == 2 and kind == "infonce" else 8
 
 
 def _pointers(skipped: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
@@ -288,6 +294,7 @@ def aot_specs() -> list[AotSpec]:
                     _rows_kernel,
                     inputs | given | {"out": "*fp32"},
                     constants,
+                    num_warps=_warps(4 if dtype == "fp32" else 2, kind),
                     divisible=("dim",),
                 )
             )
