@@ -146,15 +146,14 @@ def check_metrics(study: Study) -> None:
     for claim in study.recipe.claims:
         wanted |= {t.metric for t in (claim.left, claim.right) if t.metric}
     wanted -= set(BUILT_IN)
+    # What callbacks and post steps record shows only in a run.
+    wanted = {name for name in wanted if not name.startswith(("post/", "probe/"))}
     trials = [*study.tuning, *study.trials]
     known = {name for trial in trials for name in trial.values()}
-    if wanted <= known or not any(t.answer is None for t in trials):
-        missing = wanted - known if known else set()
-    else:
-        missing = {name for name in wanted - known if name.startswith("val/")}
-        if missing:
-            known |= _evaluated(trials[0].config)
-            missing -= known
+    missing = wanted - known
+    if missing and any(trial.answer is None for trial in trials):
+        known |= _evaluated(trials[0].config)
+        missing -= known
     if missing:
         name = min(missing)
         line = _line_of(study.recipe, name)
@@ -377,7 +376,7 @@ def _evaluated(config: Config) -> set[str]:
     from training.assemble import assemble
     from training.evaluate import evaluate
 
-    return set(evaluate(assemble(config), samples=1))
+    return {"train/loss", "grad_norm", "lr", *evaluate(assemble(config), samples=1)}
 
 
 def _line_of(recipe: Recipe, text: str) -> int:

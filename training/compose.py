@@ -4,6 +4,7 @@ Hydra composes; what this adds is that every mistake is found before anything is
 one line with the nearest valid name.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -41,8 +42,8 @@ def compose(overrides: list[str]) -> Config:
         without = [
             str(o.input_line) for o in parsed if _is_selection(o) and o.key_or_group != "technique"
         ]
-        _check_slots(chosen, _compose(without))
-    _check_types(parsed, config, _compose(selections))
+        _check_slots(chosen, _shared(tuple(without)))
+    _check_types(parsed, config, _shared(tuple(selections)))
     if config["name"] is None:
         choices = config["choices"]
         joined = "-".join([choices["task"], choices["model"], *config["techniques"]])
@@ -106,6 +107,12 @@ def _techniques(parsed: list[Override]) -> list[str]:
                     )
         owners |= dict.fromkeys(keys_set(name), name)
     return names
+
+
+@functools.lru_cache(maxsize=32)
+def _shared(overrides: tuple[str, ...]) -> Config:
+    """`_compose`, kept, as the many runs of a study begin from the same. Only to be read."""
+    return _compose(list(overrides))
 
 
 def _compose(overrides: list[str]) -> Config:

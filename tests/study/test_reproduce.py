@@ -119,6 +119,7 @@ def test_a_stage_starts_from_the_other_arms_weights(small, tmp_path):
     ("old", "new", "message"),
     [
         ("val/accuracy(fast)", "val/acuracy(fast)", ":9: no metric 'val/acuracy'"),
+        ("val/accuracy(fast)", "accuracy(fast)", ":9: no metric 'accuracy'; did you mean 'val/acc"),
         ("fast < slow", "fast < slwo", ":9: claim 'fast < slwo': no arm 'slwo'"),
     ],
 )
