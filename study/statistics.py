@@ -6,7 +6,7 @@ interval of the mean difference lies above the claim's margin, *contradicted* wh
 *inconclusive*.
 
 The interval is the hull of the BCa bootstrap's and Student's t: BCa alone is too narrow for few
-seeds (with 5 normal differences of mean 0 its 95% interval lies above 0 in 8.9% of 10,000 trials
+seeds (with 5 normal differences of mean 0 its 95% interval lies above 0 in 8.2% of 10,000 trials
 instead of 2.5%; `tests/study/test_statistics.py`), and t alone relies on normality. The hull's rate
 is at most t's, which is exact for normal differences.
 """

@@ -58,7 +58,7 @@ def test_no_difference_is_reproduced_at_most_at_the_nominal_rate(seeds):
     assert both <= nominal + chance
     assert student == pytest.approx(nominal, abs=chance)
     if seeds == 5:
-        assert alone == pytest.approx(0.089, abs=0.01)  # what the module's docstring reports
+        assert alone == pytest.approx(0.082, abs=0.003)  # what the module's docstring reports
 
 
 @pytest.mark.parametrize(("kind", "most"), [("t3", 0.025), ("skewed", 0.025)])
@@ -68,7 +68,7 @@ def test_no_difference_of_other_distributions(kind, most):
     assert reproduced_rates(differences)[2] <= most
     # Skewed the other way, few small values hide, and no interval from five seeds is right.
     if kind == "skewed":
-        assert reproduced_rates(-differences)[2] == pytest.approx(0.11, abs=0.02)
+        assert reproduced_rates(-differences)[2] == pytest.approx(0.114, abs=0.005)
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.5, 10), (1.0, 5), (1.5, 8)])
