@@ -10,7 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, set_seed
 
 from study import plots
-from training import checkpoint
+from training import checkpoint, launch
 from training.assemble import assemble
 from training.components import component
 from training.configs import Config
@@ -55,6 +55,8 @@ def ensure(config: Config, overrides: list[str], progress: Progress) -> dict[str
         UsageError: when its parts do not fit.
         EnvironmentFault: when the machine fails it.
     """
+    if config["trainer"]["processes"] > 1 and not launch.inside():
+        raise UsageError("trainer.processes: runs of a study are of one process each so far")
     folder = found(config)
     with _only_process(folder, wait=True):
         summary = read_summary(folder)

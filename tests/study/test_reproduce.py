@@ -11,7 +11,10 @@ import pytest
 from study import reproduce
 from study.pool import Pool
 from study.recipe import read
+from training.compose import compose
 from training.errors import UsageError
+from training.progress import Progress
+from training.train import ensure
 
 BASE = [
     *("task=digits", "model=mlp", "model.width=8", "trainer.max_steps=2", "tracker=none"),
@@ -197,6 +200,13 @@ def test_conclude_of_several_claims_is_corrected(small, tmp_path):
     object.__setattr__(study.recipe, "claims", study.recipe.claims[:1])
     reproduce.conclude(study)
     assert reproduce.result(study)["claims"][0]["p"] == pytest.approx(alone[0] / 2)
+
+
+def test_several_processes_are_refused_and_not_ignored(tmp_path):
+    overrides = [*BASE, "trainer.processes=2", f"outputs={tmp_path}"]
+    with pytest.raises(UsageError, match=r"trainer\.processes"):
+        ensure(compose(overrides), overrides, Progress())
+    assert not list(tmp_path.iterdir())
 
 
 def test_overrides_that_do_not_compose(small, tmp_path):
