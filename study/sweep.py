@@ -278,8 +278,9 @@ class _Runner:
             watcher.join()
         with self.lock:
             self._tell(trial, answer)
-            ended = [s for s in slots(self.study) if s.state in ("complete", "pruned", "fail")]
-            slot = next(s for s in slots(self.study) if s.number == number)
+            known = slots(self.study)
+            ended = [s for s in known if s.state in ("complete", "pruned", "fail")]
+            slot = next(s for s in known if s.number == number)
             if slot.state == "fail":
                 self.tired.add(number)
             self.done(slot, len(ended))

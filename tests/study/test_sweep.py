@@ -1,6 +1,8 @@
 import json
+import operator
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -165,31 +167,33 @@ def test_pruning_stops_bad_trials(tmp_path):
 
 @pytest.mark.slow
 def test_trials_cost_little_more_than_a_loop(tmp_path):
-    """One-step runs, in one process that lives on, beside the same runs in a plain loop."""
+    """One-step runs, in one process that lives on, beside the same runs in a plain loop.
+
+    Both at once, and medians, so that what else the machine does is the same for both.
+    """
     runs = 40
-    keys = ["trainer.max_steps=1", f"seed=range(0,{runs})"]
-    sweep = make(tmp_path / "sweep", keys, runs, sampler="grid")
-    start = time.perf_counter()
-    times = []
-    sweeps.run(sweep, 1, 0, lambda slot, ended: times.append(time.perf_counter()))
-    assert states(sweep) == ["complete"] * runs
-    ours = (times[-1] - times[4]) / (runs - 5)
     code = f"""
 import time
 from training.compose import compose
 from training.progress import Progress
 from training.train import ensure
-times = []
 for seed in range({runs}):
     overrides = {TINY!r} + ["trainer.max_steps=1", f"seed={{seed}}", "outputs={tmp_path}/loop"]
     ensure(compose(overrides), overrides, Progress())
-    times.append(time.perf_counter())
-print((times[-1] - times[4]) / ({runs} - 5))
+    print(time.perf_counter(), flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loop = float(done.stdout.splitlines()[-1])
-    print(f"sweep {ours:.3f} s a run, loop {loop:.3f}, ratio {ours / loop:.2f}, {start}")
-    assert ours < 1.3 * loop
+    loop = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    keys = ["trainer.max_steps=1", f"seed=range(0,{runs})"]
+    sweep = make(tmp_path / "sweep", keys, runs, sampler="grid")
+    times: list[float] = []
+    sweeps.run(sweep, 1, 0, lambda slot, ended: times.append(time.perf_counter()))
+    assert states(sweep) == ["complete"] * runs
+    plain = [float(line) for line in loop.communicate()[0].splitlines()]
+    ours, theirs = (statistics.median(map(operator.sub, t[1:], t)) for t in (times, plain))
+    print(f"sweep {ours:.3f} s a run, loop {theirs:.3f}, ratio {ours / theirs:.2f}")
+    # By itself the ratio is 1.0 to 1.2; here other tests compete for the cores with its two
+    # processes, but not equally with the loop's one.
+    assert ours < 2 * theirs
 
 
 def test_interrupt_is_no_failure(tmp_path):
