@@ -18,7 +18,7 @@ from training.run import Run
 def evaluate(run: Run, samples: int | None = None) -> dict[str, float]:
     """`val/loss` and the task's scores: exact means over `samples` or `trainer.eval_samples`.
 
-    Every evaluation of a run sees the same samples and the same random numbers, and leaves the
+    What the task collects of each batch reaches its `summarise` whole, in the samples' order. Every evaluation of a run sees the same samples and the same random numbers, and leaves the
     run's own random state as it was.
     """
     trainer = run.config["trainer"]
@@ -26,6 +26,7 @@ def evaluate(run: Run, samples: int | None = None) -> dict[str, float]:
     size = trainer["eval_batch_size"] or math.ceil(trainer["batch_size"] / parts)
     batches = spread(len(run.task.validation), samples or trainer["eval_samples"]).split(size)
     sums: dict[str, list[float]] = {}
+    collected: dict[int, dict[str, Tensor]] = {}
     was_training = run.model.training
     run.objective.eval()
     devices = [run.device] if run.device.type == "cuda" else []
@@ -38,15 +39,22 @@ def evaluate(run: Run, samples: int | None = None) -> dict[str, float]:
             generator = torch.Generator().manual_seed(mix(1, number))
             rows = fetch(run.task.validation, batches[number])
             batch = move(run.task.prepare(rows, generator, False), run.device)
-            scores = _scores(run, batch)
+            outputs = run.objective.predict(batch)
+            scores = {"loss": run.eval_loss(outputs, batch), **run.task.scores(outputs, batch)}
             if turn * world + rank == number:
                 for name, values in scores.items():
                     _add(sums.setdefault(name, [0.0, 0.0]), values, batch)
+                if hasattr(run.task, "collect"):
+                    rows = run.task.collect(outputs, batch)
+                    collected[number] = {name: value.cpu() for name, value in rows.items()}
     reshard(run.model)
     run.objective.train(was_training)
     means = _means(gather_object([sums]) if world > 1 else [sums])
     if hasattr(run.task, "derived"):
         means |= run.task.derived(means)
+    if hasattr(run.task, "collect"):
+        shards = gather_object([collected]) if world > 1 else [collected]
+        means |= run.task.summarise(_joined(shards))
     return {f"val/{name}": value for name, value in means.items()}
 
 
@@ -64,11 +72,6 @@ def check_monitor(run: Run) -> None:
         raise UsageError(f"trainer.monitor: no metric '{monitor}'{nearest(monitor, known)}")
 
 
-def _scores(run: Run, batch: dict[str, Any]) -> dict[str, Tensor]:
-    outputs = run.objective.predict(batch)
-    return {"loss": run.eval_loss(outputs, batch), **run.task.scores(outputs, batch)}
-
-
 def _add(total: list[float], values: Tensor, batch: dict[str, Any]) -> None:
     mask = valid(values, batch)
     total[0] += float((values * mask).sum(dtype=torch.float64))
@@ -83,6 +86,13 @@ def _means(shards: list[dict[str, list[float]]]) -> dict[str, float]:
         count = sum(shard[name][1] for shard in shards if name in shard)
         means[name] = total / max(count, 1)
     return means
+
+
+def _joined(shards: list[dict[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """The rows of every batch, whichever process had it, in the batches' order."""
+    batches = {number: rows for shard in shards for number, rows in shard.items()}
+    parts = [batches[number] for number in sorted(batches)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def spread(length: int, wanted: int | None) -> Tensor:

@@ -34,7 +34,7 @@ def cases() -> list[Case]:
     }
     small, large = {"tokens": 4096, "features": 512}, {"tokens": 32768, "features": 8192}
     gelu: dict[str, Callable[..., Outputs]] = {"torch.nn.GELU": F.gelu}
-    beside = "beside GELU", "cpu", torch.float32, small, _inputs, gelu | ours, _reference, {}
+    beside = "beside GELU", "cpu", torch.float32, small, _inputs, gelu | ours, _reference, peers
     return [
         Case("golu", *beside, others=frozenset(gelu)),
         Case("golu", "hidden", "cpu", torch.float32, small, _inputs, ours, _reference, peers),

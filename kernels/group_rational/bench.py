@@ -37,7 +37,7 @@ def cases() -> list[Case]:
     }
     small, large = {"rows": 4096, "columns": 1024}, {"rows": 32768, "columns": 4096}
     gelu: dict[str, Callable[..., Outputs]] = {"torch.nn.GELU": _gelu}
-    beside = "beside GELU", "cpu", torch.float32, small, _inputs, gelu | ours, reference, {}
+    beside = "beside GELU", "cpu", torch.float32, small, _inputs, gelu | ours, reference, peers
     return [
         Case("group_rational", *beside, others=frozenset(gelu)),
         Case(

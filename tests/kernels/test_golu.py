@@ -13,7 +13,9 @@ PARAMETERS = (0.9, 1.3, 0.8)
 def poisoned(monkeypatch):
     """Outputs begin as NaN, so that an element nobody writes is seen."""
     empty = torch.empty_like
-    monkeypatch.setattr(triton.torch, "empty_like", lambda x: empty(x).fill_(float("nan")))
+    monkeypatch.setattr(
+        triton.torch, "empty_like", lambda x, **k: empty(x, **k).fill_(float("nan"))
+    )
 
 
 def inputs(dtype, shape=(7, 13, 11)):

@@ -11,7 +11,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     empty = torch.empty_like
-    monkeypatch.setattr(triton.torch, "empty_like", lambda x: empty(x).fill_(float("nan")))
+    monkeypatch.setattr(
+        triton.torch, "empty_like", lambda x, **k: empty(x, **k).fill_(float("nan"))
+    )
 
 
 def inputs(dtype=torch.float32, groups=3, channels=21, m=5, n=4):

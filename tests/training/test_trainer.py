@@ -13,6 +13,7 @@ from tests.cli.invoke import invoke
 from training.assemble import assemble
 from training.catalog import ROOT
 from training.compose import compose
+from training.evaluate import evaluate
 from training.progress import Progress
 from training.tracking import NoTracker
 from training.trainer import fit
@@ -129,6 +130,22 @@ def test_evaluation_is_an_exact_mean_over_the_validation_set(tmp_path):
     assert run.last["val/accuracy"] == pytest.approx(accuracy, rel=1e-12)
 
 
+def test_what_a_task_collects_reaches_its_summary_whole_and_in_order(tmp_path):
+    run, _ = trained(tmp_path, "trainer.eval_samples=null", "trainer.eval_batch_size=7")
+    wanted = torch.tensor(run.task.validation["labels"])
+
+    def collect(outputs, batch):
+        return {"predicted": outputs["logits"].argmax(-1), "labels": batch["labels"]}
+
+    def summarise(rows):
+        assert rows["labels"].equal(wanted)
+        return {"right": (rows["predicted"] == rows["labels"]).double().mean().item()}
+
+    run.task.collect, run.task.summarise = collect, summarise
+    values = evaluate(run)
+    assert values["val/right"] == pytest.approx(values["val/accuracy"], rel=1e-12)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_writes_a_checkpoint_and_says_how_to_go_on(number, tmp_path):
     command = [sys.executable, "-m", "cli", "run", *TINY, "trainer.max_steps=1000000", "--quiet"]
@@ -167,5 +184,6 @@ def test_two_processes_train_as_one(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout.splitlines()[-1])["metrics"])
-    for name in ("train/loss", "val/loss"):
+    assert results[0].keys() == results[1].keys()
+    for name in results[0]:
         assert results[1][name] == pytest.approx(results[0][name], rel=1e-4)
