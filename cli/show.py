@@ -12,42 +12,42 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-GALLERY = "activations"
+GALLERIES = ("activations", "losses")
 
 
 def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A technique, task, model, optimizer or schedule; or activations.",
+            help="A technique, task, model, optimizer or schedule; or activations, or losses.",
             autocompletion=complete.config,
         ),
     ],
     png: Annotated[
         Path | None,
         typer.Option(
-            help="Of activations: where the picture goes; default: activations.png in outputs/.",
+            help="Of activations or losses: where the picture goes; default: in outputs/.",
             show_default=False,
         ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Show a technique's card, its code's documentation and its verdict; or a config's file; or
-    all activations."""
+    all activations or losses as a picture."""
     from training.configs import find, groups, options
     from training.errors import UsageError, nearest
 
-    if name == GALLERY:
-        _show_activations(png or Path("outputs") / "activations.png", json)
+    if name in GALLERIES:
+        _show_gallery(name, png or Path("outputs") / f"{name}.png", json)
         return
     if png is not None:
-        raise UsageError(f"--png: only with 'assay show {GALLERY}'")
+        raise UsageError(f"--png: only with 'assay show {' or '.join(GALLERIES)}'")
     elsewhere = [group for group in groups() if name in options(group) and group != "technique"]
     try:
         technique = find(name)
     except UsageError as error:
         if not elsewhere:
-            known = {option for group in groups() for option in options(group)} | {GALLERY}
+            known = {option for group in groups() for option in options(group)} | set(GALLERIES)
             raise UsageError(f"nothing is called '{name}'{nearest(name, known)[:200]}") from error
         for group in elsewhere:
             _show_config(group, name, json)
@@ -92,19 +92,20 @@ def _show_config(group: str, name: str, json: bool) -> None:
     out.print(path.read_text(), highlight=False, markup=False)
 
 
-def _show_activations(png: Path, json: bool) -> None:
-    from study import gallery, plots
+def _show_gallery(name: str, png: Path, json: bool) -> None:
+    from study import activations, gallery, losses, plots
     from training.errors import EnvironmentFault
 
     try:
         png.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {png.parent}: {error.strerror}") from error
-    measured = gallery.measure_all()
-    plots.save(gallery.draw(measured), png)
+    shown = {"activations": activations, "losses": losses}[name]
+    curves = shown.measure_all()
+    plots.save(gallery.draw(curves, shown.CAPTION), png)
     if json:
-        rows = [{"name": m.name, "mean": m.mean, "variance": m.variance} for m in measured]
-        print_json({"path": str(png), "activations": rows})
+        rows = [{"name": own.name, **own.numbers} for own in curves]
+        print_json({"path": str(png), name: rows})
         return
     from rich.columns import Columns
     from rich.text import Text
@@ -112,21 +113,20 @@ def _show_activations(png: Path, json: bool) -> None:
     from cli.output import console
 
     panels = []
-    for own in measured:
-        keys = {"width": 20, "height": 5, "low": -2.0, "high": 4.0}
-        curves = zip(gallery.braille(own.y, **keys), gallery.braille(own.slope, **keys))
+    for own in curves:
         panel = Text(f"{own.name[:20]:20}\n", style="bold")
-        for values, slopes in curves:
+        keys = {"width": 20, "height": 5, "low": own.low, "high": own.high}
+        drawn = (gallery.braille(values, **keys) for values in (own.y, own.slope))
+        for values, slopes in zip(*drawn):
             for value, slope in zip(values, slopes):
                 both = chr(ord(value) | (ord(slope) - 0x2800))
                 panel.append(both, style="blue" if value != "\u2800" else "dark_orange")
             panel.append("\n")
-        panel.append(f"mean {own.mean:.2f} var {own.variance:.2f}\n", style="dim")
+        panel.append(f"{own.about}\n", style="dim")
         panels.append(panel)
     out = console()
     out.print(Columns(panels, padding=(0, 2)))
-    out.print("blue: activation, orange: derivative, x from -4 to 4, y from -2 to 4;", style="dim")
-    out.print("below: mean and variance of the output for N(0, 1)", style="dim")
+    out.print(shown.CAPTION, style="dim")
     out.print(f"picture: {png}", highlight=False, markup=False, soft_wrap=True)
 
 

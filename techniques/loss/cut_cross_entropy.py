@@ -17,6 +17,9 @@ class CutCrossEntropy:
     (tokens, vocabulary), never exists, forward or backward. The classifier is the linear layer in
     `outputs["classifier"]`.
 
+    Minimiser: the labels' distribution, as softmax. Range: [0, ∞). At saturated logits it grows
+    like the margin on the wrong side and vanishes, with its gradient, on the right one.
+
     Args:
         softcap: bound of the logits, softcap·tanh(logits / softcap), for models that have one.
         label_smoothing: in [0, 1].

@@ -15,6 +15,10 @@ class InfCL(nn.Module):
     backward. Values and gradients are those of the task's `infonce`, except that in several
     processes the negatives are those of all of them, which travel around a ring.
 
+    Minimiser: partners alike and all others as far from them as there is room. Range: from
+    log(1 + n·exp(−2/temperature)), of a cosine of 1 among n of −1, to infinity with n. Cosines are
+    bounded, so nothing is saturated by long embeddings.
+
     Args:
         temperature: cosines are divided by it; 0.5 as the task `pairs` has it, CLIP ends at 0.01.
         backend: `"auto"`, `"reference"`, `"tiled"` or `"triton"`.

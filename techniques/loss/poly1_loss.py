@@ -13,6 +13,10 @@ class Poly1Loss:
     Cross-entropy is the series Σⱼ (1 − p)ʲ / j; Poly-1 changes its first coefficient from 1 to
     1 + ε. ε = 0 is cross-entropy.
 
+    Minimiser, for one label: p = 1. Range: [0, ∞) for ε ≥ −1. At saturated logits the second term
+    is ε or 0 and has no gradient: cross-entropy's slope is left, −1 on the wrong side and 0 on the
+    right one.
+
     Args:
         epsilon: added to the first coefficient, at least −1. The paper tunes it for each task: 2
             for ImageNet classification, the default here, and −1 for detection and segmentation.

@@ -18,6 +18,9 @@ class SigLIP(nn.Module):
     t = exp(t′) and b are learned. Its memory is linear in the batch. In several processes the
     negatives are those of all of them.
 
+    Minimiser: partners of cosine 1, all others of −1. Range: [0, ∞). Cosines are bounded, so long
+    embeddings saturate nothing; where t·cosine + b is large and wrong the slope is ±t.
+
     Of two views of an image, every view is contrasted with all others, as in SimCLR; the paper has
     images and captions alone.
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from study.gallery import activations, braille, measure, measure_all
+from study.activations import activations, measure, measure_all
+from study.gallery import braille
 from techniques.activation.activation_zoo import ZOO
 from tests.cli.invoke import invoke
 
@@ -24,12 +25,12 @@ def test_moments(made, mean, variance):
     """Closed forms, and a million draws."""
     found = measure("a", made)
     drawn = made(torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)))
-    assert found.mean == pytest.approx(drawn.mean().item(), abs=0.005)
-    assert found.variance == pytest.approx(drawn.var().item(), abs=0.005)
+    assert found.numbers["mean"] == pytest.approx(drawn.mean().item(), abs=0.005)
+    assert found.numbers["variance"] == pytest.approx(drawn.var().item(), abs=0.005)
     if mean is not None:
-        assert found.mean == pytest.approx(mean, abs=1e-5)
+        assert found.numbers["mean"] == pytest.approx(mean, abs=1e-5)
     if variance is not None:
-        assert found.variance == pytest.approx(variance, abs=1e-5)
+        assert found.numbers["variance"] == pytest.approx(variance, abs=1e-5)
 
 
 def test_slopes_are_those_of_the_values():
@@ -42,7 +43,7 @@ def test_slopes_are_those_of_the_values():
 def test_every_activation_technique_and_all_of_the_zoo():
     names = set(activations())
     assert {"golu", "hermite_activation", "pade_activation_unit"} | set(ZOO) <= names
-    first, second = ({m.name: m.mean for m in measure_all()} for _ in range(2))
+    first, second = ({m.name: m.numbers["mean"] for m in measure_all()} for _ in range(2))
     assert first == second
     assert set(first) == names
 
@@ -71,4 +72,4 @@ def test_show_activations(tmp_path):
     )
     result = invoke("show", "golu", "--png", str(target))
     assert result.code == 2
-    assert "--png: only with 'assay show activations'" in result.err
+    assert "--png: only with 'assay show activations or losses'" in result.err
