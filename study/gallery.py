@@ -38,12 +38,11 @@ def draw(curves: list[Curve], caption: str, columns: int = 6) -> "Figure":
         axes.plot(own.x, own.slope, color=COLOURS[1], lw=1)
         axes.plot(own.x, own.y, color=COLOURS[0], lw=2)
         axes.set_ylim(own.low, own.high)
-        axes.set_xticks([own.x[0], 0, own.x[-1]])
+        axes.set_xticks([round(own.x[0], 2), 0, round(own.x[-1], 2)])
         axes.locator_params(axis="y", nbins=5)
         axes.tick_params(labelsize=6)
         axes.set_title(own.name, fontsize=8, fontweight="bold", pad=2)
-        about = own.about.replace(" var ", "\nvar ")
-        axes.text(0.03, 0.96, about, transform=axes.transAxes, fontsize=6, va="top")
+        axes.set_xlabel(own.about, fontsize=6, labelpad=1)
     drawn.suptitle(caption, fontsize=9)
     return drawn
 

@@ -53,7 +53,7 @@ def error(e: Tensor) -> Made:
 
 AGAINST: dict[str, tuple[Callable[[Tensor], Made], float]] = {
     "margin": (margin, 6.0),
-    "cosine": (cosine, 1.0),
+    "cosine": (cosine, 0.999),  # at 1 the embedding's direction no longer changes with it
     "error": (error, 3.0),
 }
 """What a loss's card may say it is drawn against, and from minus what to what."""
@@ -116,4 +116,4 @@ def least(y: np.ndarray, x: np.ndarray, against: str) -> float:
     """Where a loss is least; ±∞ at an end of what is drawn, where the axis goes on beyond it."""
     best = int(np.nanargmin(y))
     ends = {} if against == "cosine" else {0: -math.inf, len(x) - 1: math.inf}
-    return ends.get(best, float(x[best]))
+    return ends.get(best, round(float(x[best]), 2) + 0.0)
