@@ -7,6 +7,7 @@ import typer
 import yaml
 
 from training.configs import CONF, groups, options
+from training.libraries import library
 
 
 def override(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -25,7 +26,8 @@ def overrides(incomplete: str) -> list[str]:
     if equals and key in groups():
         taken, bracket, last = value.rpartition("[" if "," not in value else ",")
         start = f"{key}={taken}{bracket}"
-        return [start + name for name in options(key) if name.startswith(last)]
+        names = [*options(key), *(library() if key == "optimizer" else ())]
+        return [start + name for name in sorted(names) if name.startswith(last)]
     if equals:
         return []
     names = [f"{group}=" for group in groups()] + [f"{path}=" for path in _keys()]

@@ -76,6 +76,7 @@ def _configs(group: str, json: bool) -> None:
     import yaml
 
     from training.configs import CONF, options
+    from training.libraries import library
 
     rows = []
     for name in options(group):
@@ -85,6 +86,9 @@ def _configs(group: str, json: bool) -> None:
         rows.append(
             {"name": name, "target": node.get("_target_", ""), "about": _first_comment(text)}
         )
+    if group == "optimizer":
+        about = "a library's, with its own defaults"
+        rows += [{"name": n, "target": t, "about": about} for n, t in library().items()]
     if json:
         print_json(rows)
         return

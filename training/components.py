@@ -13,6 +13,7 @@ KNOWN = (
     *("models.", "techniques.", "tasks.", "study.analyses.", "study.figures.", "study.probes."),
     *("training.data.", "training.objective.", "training.schedules.", "training.tracking."),
     *("study.pool.", "study.slurm.", "torch.nn.", "torch.optim."),
+    "pytorch_optimizer.optimizer.",
 )
 """Where a component of somebody else's configuration may come from."""
 DISTRUST = "ASSAY_DISTRUST"

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from training.configs import CONF, Config, find, groups, keys_set, options
 from training.errors import UsageError, nearest
+from training.libraries import library, offer
 
 OWN = re.compile(r"(seed|name|outputs)=.+")
 """Overrides of one run of a study, which nothing but interpolation reads."""
@@ -162,6 +163,9 @@ def _compose(overrides: list[str]) -> Config:
 def _unresolved(overrides: tuple[str, ...]) -> tuple[DictConfig, Config]:
     """What Hydra composes, before interpolation, and the config chosen in each group. Kept, as the
     seeds of a study differ in keys of their own alone."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.key_or_group == "optimizer" and override.value() in library():
+            offer(str(override.value()))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra_compose("config", list(overrides), return_hydra_config=True)
     choices = {k: v for k, v in composed.hydra.runtime.choices.items() if "/" not in k}
@@ -177,7 +181,8 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     missing = re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)
     if missing:
         group, name = missing.groups()
-        return f"{group}: no '{name}'{nearest(name, options(group))}"
+        known = [*options(group), *(library() if group == "optimizer" else ())]
+        return f"{group}: no '{name}'{nearest(name, known)[:200]}"
     unknown = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text) or re.search(
         r"Key '([^']+)' is not in struct", text
     )

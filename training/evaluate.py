@@ -18,8 +18,9 @@ from training.run import Run
 def evaluate(run: Run, samples: int | None = None) -> dict[str, float]:
     """`val/loss` and the task's scores: exact means over `samples` or `trainer.eval_samples`.
 
-    What the task collects of each batch reaches its `summarise` whole, in the samples' order. Every evaluation of a run sees the same samples and the same random numbers, and leaves the
-    run's own random state as it was.
+    What the task collects of each batch reaches its `summarise` whole, in the samples' order. Every
+    evaluation of a run sees the same samples and the same random numbers, and leaves the run's own
+    random state as it was.
     """
     trainer = run.config["trainer"]
     parts = trainer["accumulate"] * run.accelerator.num_processes
