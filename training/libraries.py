@@ -14,11 +14,16 @@ LIBRARIES = (("torch", "torch.optim"), ("pytorch_optimizer", "pytorch_optimizer.
 """Package, and the module whose `__init__.py` imports the classes; the first has precedence."""
 
 NOT_ALONE = frozenset(
-    "adago adamuon distributedmuon muon muonclip normuon spectralsphere "  # matrices alone
-    "bsam dynamiclossscaler friendlysam gsam lookahead looksam orthograd pcgrad rotograd "
-    "safefp16optimizer sam schedulefreewrapper trac wsam "  # around another optimizer
-    "adalomo adammini lomo "  # of a model
-    "adahessian alig demo lbfgs lorarite qhadam sara sophiah sparseadam".split()
+    [
+        # of matrices alone
+        *("adago", "adamuon", "distributedmuon", "muon", "muonclip", "normuon", "spectralsphere"),
+        # around another optimizer
+        *("bsam", "dynamiclossscaler", "friendlysam", "gsam", "lookahead", "looksam", "orthograd"),
+        *("pcgrad", "rotograd", "safefp16optimizer", "sam", "schedulefreewrapper", "trac", "wsam"),
+        # of a model, or with more than gradients, or with groups of another kind
+        *("adalomo", "adammini", "lomo", "adahessian", "alig", "demo", "lbfgs", "lorarite"),
+        *("qhadam", "sara", "sophiah", "sparseadam"),
+    ]
 )
 """What cannot take a step by itself: it needs more than groups of parameters with gradients."""
 
