@@ -17,23 +17,25 @@ from training.compose import compose
 from training.configs import card, options
 
 CAPTION = (
-    "blue: loss, orange: its derivative; against the logit margin of two classes (-6 to 6), the "
-    "cosine of partners (-1 to 1), or the error of a forecast (-3 to 3)"
+    "blue: loss, orange: its derivative; against a logit margin (-6 to 6), the "
+    "cosine of partners (-1 to 1), or the error of a forecast or of an ensemble's mean (-3 to 3)"
 )
 
 Made = tuple[Any, dict[str, Any]]
 
 
 def margin(m: Tensor) -> Made:
-    """One sample of two classes: the right one's logit is m above the other's. A teacher, where
-    the loss has one, has a margin of 1."""
+    """One sample of two classes: the right one's logit is m above the other's. That of a
+    teacher, and of the model one of two epochs ago, is 1."""
     hidden = torch.stack([torch.zeros_like(m), m])[None]
     classifier = nn.Linear(2, 2, bias=False, dtype=m.dtype)
     nn.init.eye_(classifier.weight)
     classifier.requires_grad_(False)
-    teacher = hidden.new_tensor([[0.0, 1.0]])
-    batch = {"labels": torch.ones(1, dtype=torch.long), "teacher_logits": teacher}
-    return Outputs(hidden=hidden, classifier=classifier), batch
+    other = hidden.new_tensor([[0.0, 1.0]])
+    batch = {"labels": torch.ones(1, dtype=torch.long), "teacher_logits": other}
+    first = torch.zeros(1, dtype=torch.long)
+    past = {"logits_1_ago": other, "known_1_ago": first == 0, "epoch": first + 1, "epochs": 2}
+    return Outputs(hidden=hidden, classifier=classifier), batch | past | {"index": first, "part": 0}
 
 
 def cosine(c: Tensor) -> Made:
@@ -43,7 +45,8 @@ def cosine(c: Tensor) -> Made:
     rows = [(one, zero, zero, zero), (zero, zero, one, zero)]
     rows += [(c, rest, zero, zero), (zero, zero, c, rest)]
     embeddings = torch.stack([torch.stack(row) for row in rows])
-    return Outputs(logits=embeddings), {"labels": torch.tensor([0, 1, 0, 1])}
+    batch = {"labels": torch.tensor([0, 1, 0, 1]), "pixel_values": embeddings}
+    return Outputs(logits=embeddings), batch
 
 
 def error(e: Tensor) -> Made:
@@ -51,10 +54,17 @@ def error(e: Tensor) -> Made:
     return Outputs(logits=(1 + e).view(1, 1)), {"labels": torch.ones(1, 1, dtype=e.dtype)}
 
 
+def ensemble(e: Tensor) -> Made:
+    """Two forecasts 1 apart, whose mean is e above their label, 1."""
+    members = torch.stack([0.5 + e, 1.5 + e]).view(1, 2, 1, 1)
+    return Outputs(logits=members), {"labels": torch.ones(1, 1, 1, dtype=e.dtype)}
+
+
 AGAINST: dict[str, tuple[Callable[[Tensor], Made], float]] = {
     "margin": (margin, 6.0),
     "cosine": (cosine, 0.999),  # at 1 the embedding's direction no longer changes with it
     "error": (error, 3.0),
+    "ensemble": (ensemble, 3.0),
 }
 """What a loss's card may say it is drawn against, and from minus what to what."""
 
@@ -88,8 +98,8 @@ def measure_all() -> list[Curve]:
             reach = AGAINST[against][1]
             x = np.linspace(-reach, reach, 121)
             y, slope = measure(loss, against, x)
-            both = np.concatenate([y, slope])
-            low, high = float(both.min()), float(both.max())
+            steps = np.quantile(slope, [0.02, 0.98])  # a spike would leave no room for the rest
+            low, high = float(min(y.min(), *steps)), float(max(y.max(), *steps))
             place = least(y, x, against)
             pad = 0.05 * (high - low)
             about = f"{against}, least at {place:g}"
@@ -113,7 +123,8 @@ def measure(loss: Callable[..., Tensor], against: str, x: np.ndarray) -> tuple[n
 
 
 def least(y: np.ndarray, x: np.ndarray, against: str) -> float:
-    """Where a loss is least; ±∞ at an end of what is drawn, where the axis goes on beyond it."""
-    best = int(np.nanargmin(y))
+    """Where a loss is least, of many places the outermost; ±∞ at an end of what is drawn, where the
+    axis goes on beyond it."""
+    best = int(np.flatnonzero(y <= y.min() + 1e-6)[-1])
     ends = {} if against == "cosine" else {0: -math.inf, len(x) - 1: math.inf}
     return ends.get(best, round(float(x[best]), 2) + 0.0)
