@@ -10,11 +10,16 @@ IGNORED = -100
 """A label with this value takes no part in the loss, as in PyTorch and Hugging Face."""
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(outputs: Any, batch: dict[str, Any]) -> Tensor:
     """Cross-entropy of `logits` (..., classes) against integer `labels` (...), shaped like them."""
     logits, labels = outputs["logits"], batch["labels"]
     flat = F.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        precise(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return flat.view(labels.shape)
 
@@ -22,7 +27,7 @@ def cross_entropy(outputs: Any, batch: dict[str, Any]) -> Tensor:
 def squared_error(outputs: Any, batch: dict[str, Any]) -> Tensor:
     """Squared error of `logits` against real `labels` of as many elements, shaped like them."""
     labels = batch["labels"]
-    return (outputs["logits"].view(labels.shape).float() - labels).square()
+    return (precise(outputs["logits"]).view(labels.shape) - labels).square()
 
 
 def supervised(outputs: Any, batch: dict[str, Any]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.losses import valid
+from tasks.losses import precise, valid
 
 
 class EslmTokenSelection:
@@ -57,5 +57,5 @@ class EslmTokenSelection:
 @torch.no_grad()
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits): (..., classes) to (...)."""
-    log_p = logits.float().log_softmax(-1)
+    log_p = precise(logits).log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
