@@ -28,8 +28,9 @@ class Dual(nn.Module):
         dropout: on embeddings and on what each layer adds to the residual stream.
         activation, norm, attention, ffn, block, position, head: the slots; `head` projects.
 
-    Returns, with text, `image_embeds` and `text_embeds` (batch, embedding), of length 1; without,
-    `hidden` (batch, width) and `classifier`, hence `logits` (batch, embedding), as projected.
+    Returns, with text, `image_embeds` and `text_embeds` (batch, embedding), of length 1, and
+    `image_hidden` (batch, width), the image's features before their projection; without, `hidden`
+    (batch, width) and `classifier`, hence `logits` (batch, embedding), as projected.
 
     Raises:
         ValueError: for sizes that do not fit, or a batch without the text it should have.
@@ -92,6 +93,7 @@ class Dual(nn.Module):
         return Outputs(
             image_embeds=F.normalize(self.head(hidden), dim=-1),
             text_embeds=F.normalize(text, dim=-1),
+            image_hidden=hidden,
         )
 
 

@@ -49,11 +49,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Arm:
-    """Overrides, and the arm whose last checkpoint it starts from, if any."""
+    """Overrides, and if any the arms whose last checkpoints it starts from and has as teacher."""
 
     name: str
     overrides: tuple[str, ...]
     start: str | None = None
+    teacher: str | None = None
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The arms that must have been trained."""
+        return tuple(arm for arm in (self.start, self.teacher) if arm is not None)
 
 
 @dataclass(frozen=True)
@@ -212,25 +218,31 @@ class _Reader:
         for name, body in given.items():
             if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
                 raise self.fail(self._at("arms", name), f"arms: '{name}' is no name")
-            start, overrides = None, body
+            stages, overrides = {}, body
             if isinstance(body, dict):
-                wrong = set(body) - {"from", "overrides"}
+                wrong = set(body) - {"from", "teacher", "overrides"}
                 if wrong:
-                    hint = nearest(min(wrong), ("from", "overrides"))
+                    hint = nearest(min(wrong), ("from", "teacher", "overrides"))
                     raise self.fail(self._at("arms", name), f"arms.{name}: '{min(wrong)}'{hint}")
-                start, overrides = body.get("from"), body.get("overrides") or []
-            arms[str(name)] = Arm(str(name), self._overrides(overrides, "arms", name), start)
+                stages = {"start": body.get("from"), "teacher": body.get("teacher")}
+                overrides = body.get("overrides") or []
+            arms[str(name)] = Arm(str(name), self._overrides(overrides, "arms", name), **stages)
         for arm in arms.values():
-            if arm.start is not None and arm.start not in arms:
-                hint = nearest(str(arm.start), arms)
-                raise self.fail(self._at("arms", arm.name), f"from: no arm '{arm.start}'{hint}")
-            seen = [arm.name]
-            while (before := arms[seen[-1]].start) is not None:
-                if before in seen:
-                    circle = " -> ".join([*seen, before])
-                    raise self.fail(self._at("arms", arm.name), f"stages go in a circle: {circle}")
-                seen.append(before)
+            for key, before in (("from", arm.start), ("teacher", arm.teacher)):
+                if before is not None and before not in arms:
+                    hint = nearest(str(before), arms)
+                    raise self.fail(self._at("arms", arm.name), f"{key}: no arm '{before}'{hint}")
+        for arm in arms.values():
+            self._check_stages([arm.name], arms)
         return arms
+
+    def _check_stages(self, seen: list[str], arms: dict[str, Arm]) -> None:
+        """Refuse an arm that needs itself to have been trained."""
+        for before in arms[seen[-1]].before:
+            if before in seen:
+                circle = " -> ".join([*seen, before])
+                raise self.fail(self._at("arms", seen[0]), f"stages go in a circle: {circle}")
+            self._check_stages([*seen, before], arms)
 
     def _functions(self, content: dict[str, Any], key: str) -> dict[str, Any]:
         nodes = content.get(key) or {}

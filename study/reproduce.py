@@ -265,9 +265,11 @@ def _trial(
     ]
     if "tracker=none" not in overrides:
         overrides.append(f"tracker.group={recipe.name}")
-    if arm.start is not None:
-        before = _trial(study, recipe.arms[arm.start], seed, study.chosen.get(arm.start, ()))
-        overrides.append(f"trainer.start_from={existing_or_planned(before)}")
+    stages = {"trainer.start_from": arm.start, "++callbacks.teacher.of": arm.teacher}
+    for key, needed in stages.items():
+        if needed is not None:
+            before = _trial(study, recipe.arms[needed], seed, study.chosen.get(needed, ()))
+            overrides.append(f"{key}={existing_or_planned(before)}")
     return Trial(arm.name, seed, overrides, compose(overrides), point, tuning)
 
 
@@ -315,9 +317,7 @@ def _levels(recipe: Recipe) -> list[list[str]]:
     done: set[str] = set()
     while len(done) < len(recipe.arms):
         level = [
-            a.name
-            for a in recipe.arms.values()
-            if a.name not in done and (a.start is None or a.start in done)
+            a.name for a in recipe.arms.values() if a.name not in done and done.issuperset(a.before)
         ]
         levels.append(level)
         done |= set(level)

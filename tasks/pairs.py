@@ -10,6 +10,12 @@ from torch import Tensor
 from tasks import images
 from tasks.digits import Digits
 from tasks.tokenizers import Bytes
+from training.errors import UsageError
+
+CAPTION = "caption"
+"""The column of captions that digits have."""
+WORDINGS = ("digit {}", "the number {}", "a handwritten {}", "here is a {}")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class Pairs:
@@ -20,12 +26,17 @@ class Pairs:
     model's `logits` are their embeddings. With it the sample is an image and its caption, in bytes,
     and the model gives `image_embeds` and `text_embeds`.
 
+    Where the dataset has labels, a batch has them as `classes`, one an image: for losses that are
+    supervised, and not `labels`, which every loss and its mask would read.
+
     Args:
         path: `digits` (scikit-learn's, no network), or as for the task `image`.
-        text_column: of captions.
+        text_column: of captions; of the digits `caption`, a number in words in one of four
+            wordings, drawn anew each time. Many of a batch's captions are then the same, so that
+            the accuracy, which asks for the one partner, is far below 1.
         context_length: bytes of a caption that are kept.
         mirror: whether views may be mirrored; null: where the images are not digits.
-        temperature: of the evaluation's loss; 0.5 as SimCLR has it for CIFAR-10.
+        temperature: of the loss, in evaluation too; 0.5 as SimCLR has it for CIFAR-10.
         name, size, image_column, train_split, validation_split: as in `tasks.images.load`.
 
     Raises:
@@ -53,6 +64,10 @@ class Pairs:
         self.mirror = path != "digits" if mirror is None else mirror
         self.digits = Digits() if path == "digits" else None
         if self.digits is not None:
+            if text_column not in (None, CAPTION):
+                raise UsageError(
+                    f"task.text_column: the digits' is '{CAPTION}', not '{text_column}'"
+                )
             self.train, self.validation = self.digits.train, self.digits.validation
             self.dims = {"in_channels": 1, "image_size": 8}
         else:
@@ -78,15 +93,37 @@ class Pairs:
         self, rows: dict[str, Any], generator: torch.Generator, training: bool
     ) -> dict[str, Any]:
         """`pixel_values` (2·batch, channels, size, size), partners `batch` apart; or with captions
-        (batch, ...), `input_ids` and `attention_mask` (batch, context_length)."""
+        (batch, ...), `input_ids` and `attention_mask` (batch, context_length). `classes`, where
+        there are any, (2·batch,) or (batch,)."""
+        batch = self.plain(rows, generator)
+        classes, views = batch.pop("labels", None), 1
+        if self.text_column is None:
+            pixels, views = batch["pixel_values"], 2
+            each = [view(pixels, generator, self.mirror) for _ in range(views)]
+            batch["pixel_values"] = torch.cat(each)
+        if classes is not None:
+            batch["classes"] = classes.repeat(views)
+        return batch
+
+    def plain(self, rows: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Each image once and as it is, with `labels` (batch,) where there are any, and its caption
+        where the model needs one: what a probe of the model's features reads."""
         if self.digits is not None:
-            pixels = self.digits.prepare(rows, generator, training)["pixel_values"]
+            batch = {"pixel_values": self.digits.prepare(rows, generator, False)["pixel_values"]}
         else:
-            pixels = self.images.standardised(rows)
+            batch = {"pixel_values": self.images.standardised(rows)}
         if self.text_column is not None:
-            return {"pixel_values": pixels, **self._captions(rows["text"])}
-        views = [view(pixels, generator, self.mirror) for _ in range(2)]
-        return {"pixel_values": torch.cat(views)}
+            batch |= self._captions(self._texts(rows, generator))
+        if isinstance(rows.get("labels"), Tensor):
+            batch["labels"] = rows["labels"]
+        return batch
+
+    def _texts(self, rows: dict[str, Any], generator: torch.Generator) -> list[str]:
+        if self.digits is None:
+            return rows["text"]
+        drawn = torch.randint(len(WORDINGS), rows["labels"].shape, generator=generator)
+        pairs = zip(drawn.tolist(), rows["labels"].tolist())
+        return [WORDINGS[wording].format(NUMBERS[number]) for wording, number in pairs]
 
     def _captions(self, texts: list[str]) -> dict[str, Tensor]:
         ids = torch.zeros(len(texts), self.context_length, dtype=torch.long)

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from tasks import losses, sources
+from tasks import binary, losses, sources
 from tasks.arrays import as_dataset, is_classifier
 from training.errors import UsageError, nearest
 
@@ -27,7 +27,8 @@ class Tabular:
 
     A fixed fifth of the rows is for validation (stratified where classes are), unless the dataset
     brings a split `validation` or `test`. Features are standardised with the training rows' mean
-    and standard deviation, and so is a real target.
+    and standard deviation, and so is a real target. Classes are numbered in the order of the
+    target's values; two have the metrics of `tasks.binary` too.
 
     Args:
         path: `iris`, `wine`, `breast_cancer` or `diabetes` of scikit-learn; a CSV or Parquet file;
@@ -103,6 +104,15 @@ class Tabular:
             labels = batch["labels"]
             return {"mae": (outputs["logits"].view(labels.shape).float() - labels).abs()}
         return {"accuracy": losses.correct(outputs, batch)}
+
+    def collect(self, outputs: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Of two classes, what the metrics need."""
+        two = self.dims["out_features"] == 2 and is_classifier(self)
+        return binary.predictions(outputs, batch) if two else {}
+
+    def summarise(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Of two classes, `tasks.binary.metrics`."""
+        return binary.metrics(rows) if rows else {}
 
 
 def _tables(

@@ -51,31 +51,13 @@ def assemble(config: Config) -> Run:
     if accelerator.num_processes > 1:
         check_strategy(config)
     set_seed(config["seed"])
-    task = build_task(config["task"])
-    for name, transform in _ordered(config["data"]["transforms"], "data.transforms").items():
-        told = offered(transform, {"task": task})
-        task.train = call(transform, f"data.transforms.{name}", task.train, **told)
-    batches = _build_batches(config, task, accelerator)
-
-    model = build_model(config, task.dims).to(accelerator.device)
-    inputs = inputs_of(model)
-    if config["init"]:
-        first = move(batches.part(0, 0), accelerator.device)  # every process the same
-        for name, initialise in _ordered(config["init"], "init").items():
-            call(initialise, f"init.{name}", model, first)
-    if config["trainer"]["start_from"]:
-        checkpoint.load_weights(model, Path(config["trainer"]["start_from"]))
-    loss = component(config["task"]["loss"], "task.loss")
-    for name, reparametrise in _ordered(config["reparam"], "reparam").items():
-        offers = {"batches": _calibration(batches, accelerator.device), "loss": loss}
-        call(reparametrise, f"reparam.{name}", model, **offered(reparametrise, offers))
-
+    task, batches, model, loss = start_of(config, accelerator)
     objective = Objective(
         model,
         loss,
         component(config["weighting"], "weighting"),
         _build_penalties(config["penalties"]),
-        inputs,
+        inputs_of(model),
     ).to(accelerator.device)
     eval_loss = config["task"]["eval_loss"]
     if config["trainer"]["compile"]:
@@ -103,6 +85,32 @@ def assemble(config: Config) -> Run:
         eval_loss=component(eval_loss, "task.eval_loss") if eval_loss else task.loss,
         accelerator=accelerator,
     )
+
+
+def start_of(config: Config, accelerator: Accelerator) -> tuple[Any, StepBatches, nn.Module, Any]:
+    """Task, batches, the model on its device as the first step finds it, and the loss.
+
+    Raises:
+        UsageError: when they do not fit one another.
+    """
+    task = build_task(config["task"])
+    for name, transform in _ordered(config["data"]["transforms"], "data.transforms").items():
+        told = offered(transform, {"task": task})
+        task.train = call(transform, f"data.transforms.{name}", task.train, **told)
+    batches = _build_batches(config, task, accelerator)
+
+    model = build_model(config, task.dims).to(accelerator.device)
+    if config["init"]:
+        first = move(batches.part(0, 0), accelerator.device)  # every process the same
+        for name, initialise in _ordered(config["init"], "init").items():
+            call(initialise, f"init.{name}", model, first)
+    if config["trainer"]["start_from"]:
+        checkpoint.load_weights(model, Path(config["trainer"]["start_from"]))
+    loss = component(config["task"]["loss"], "task.loss") if config["task"]["loss"] else task.loss
+    for name, reparametrise in _ordered(config["reparam"], "reparam").items():
+        offers = {"batches": _calibration(batches, accelerator.device), "loss": loss}
+        call(reparametrise, f"reparam.{name}", model, **offered(reparametrise, offers))
+    return task, batches, model, loss
 
 
 def build_accelerator(trainer: Config) -> Accelerator:
@@ -177,9 +185,10 @@ def _build_batches(config: Config, task: Any, accelerator: Accelerator) -> StepB
             f"{trainer['accumulate']} micro-batches and {accelerator.num_processes} processes"
         )
     sampler = factory(config["data"]["sampler"], "data.sampler")
+    told = offered(sampler, {"task": task})
     return StepBatches(
         task,
-        call(sampler, "data.sampler", len(task.train), config["seed"]),
+        call(sampler, "data.sampler", len(task.train), config["seed"], **told),
         trainer["batch_size"],
         trainer["accumulate"],
         list(_ordered(config["data"]["batch"], "data.batch").values()),

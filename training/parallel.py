@@ -5,8 +5,13 @@ has its part of every parameter, gradient and optimizer state: parameters are `D
 block by block while they are used.
 """
 
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -84,3 +89,39 @@ def like(value: Tensor, other: Tensor) -> Tensor:
     if not isinstance(other, DTensor):
         return value
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
+
+
+def gathered(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all processes, in the processes' order; without a group `x`. The gradient is that
+    of the sum of all processes' losses, of which DDP's average makes that of their mean.
+
+    Raises:
+        ValueError: in every process, when their shapes differ.
+    """
+    if group is None:
+        return x
+    shape = torch.tensor([x.shape, [-n for n in x.shape]], device=x.device)
+    dist.all_reduce(shape, dist.ReduceOp.MAX, group=group)
+    if shape[0].ne(-shape[1]).any():
+        raise ValueError(
+            "trainer.batch_size: must divide evenly over the processes, which have "
+            f"{-shape[1, 0]} to {shape[0, 0]} rows of a batch"
+        )
+    return _Gather.apply(x, group)  # type: ignore[return-value]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, ctx.rows = group, len(x)
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad, group=ctx.group)
+        start = dist.get_rank(ctx.group) * ctx.rows
+        return grad[start : start + ctx.rows], None

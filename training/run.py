@@ -18,10 +18,11 @@ from training.objective import Batch, Losses, Objective
 class Run:
     """What callbacks and post steps see of a run.
 
-    `step` counts finished optimizer steps. `batch` is the last micro-batch, `losses` the last
-    step's. `model` is the plain model, `objective` the module around it, and `wrapped` the same as
-    several processes share it. `seconds` and `count` (of the task's unit) are what training has
-    taken so far; `evaluation` is the last one, with its step; `last` every metric's last value.
+    `step` counts finished optimizer steps. `microbatches` are the last step's, `batch` the last of
+    them, `losses` that step's. `model` is the plain model, `objective` the module around it, and
+    `wrapped` the same as several processes share it. `seconds` and `count` (of the task's unit) are
+    what training has taken so far; `evaluation` is the last one, with its step; `last` every
+    metric's last value.
     """
 
     config: Config
@@ -40,6 +41,7 @@ class Run:
     folder: Path = field(init=False)
     metrics: MetricsFile = field(init=False)
     step: int = 0
+    microbatches: list[Batch] = field(default_factory=list)
     batch: Batch = field(default_factory=dict)
     losses: Losses | None = None
     seconds: float = 0.0

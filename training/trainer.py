@@ -97,7 +97,7 @@ class Step:
     def __call__(self, microbatches: list[dict[str, Any]]) -> None:
         run = self.run
         microbatches = [move(batch, run.device) for batch in microbatches]
-        run.batch = microbatches[-1]
+        run.microbatches, run.batch = microbatches, microbatches[-1]
         self._share(microbatches)
         run.count += sum(run.task.count(batch) for batch in microbatches)
         _notify(run, "on_batch")

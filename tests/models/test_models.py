@@ -21,6 +21,12 @@ CASES = {
     "mlp on a table": ("mlp", TABLE, {"width": 16}, {"logits": (4, 3)}),
     "mlp, linear": ("mlp", TABLE, {"depth": 0}, {"logits": (4, 3)}),
     "mlp on images": ("mlp", DIGITS, {"width": 16}, {"logits": (4, 10)}),
+    "ensemble on a table": (
+        "stochastic",
+        {**TABLE, "noise_features": 4},
+        {"width": 16, "zero_init": False},
+        {"logits": (4, 5, 3)},
+    ),
     "autoencoder of a table": ("autoencoder", TABLE, {"latent": 2}, {"logits": (4, 6)}),
     "autoencoder of images": ("autoencoder", DIGITS, {}, {"logits": (4, 1, 8, 8)}),
     "variational": ("autoencoder", DIGITS, {"variational": True}, {"logits": (4, 1, 8, 8)}),
@@ -30,6 +36,12 @@ CASES = {
         CIFAR | TEXT,
         {**SMALL, "embedding": 7},
         {"image_embeds": (4, 7), "text_embeds": (4, 7)},
+    ),
+    "abmil on bags": (
+        "abmil",
+        DIGITS | {"instances": 5},
+        SMALL,
+        {"logits": (4, 10), "attention": (4, 2, 5)},
     ),
     "hf on text": ("hf", TEXT, SMALL, {"logits": (4, 12, 23)}),
     "hf on images": (
@@ -53,10 +65,13 @@ def batch(dims, generator):
         shape = (4, dims["context_length"])
         inputs["input_ids"] = torch.randint(dims["vocab_size"], shape, generator=generator)
     if "image_size" in dims:
-        shape = (4, dims["in_channels"], dims["image_size"], dims["image_size"])
+        bag = (dims["instances"],) if "instances" in dims else ()
+        shape = (4, *bag, dims["in_channels"], dims["image_size"], dims["image_size"])
         inputs["pixel_values"] = torch.randn(shape, generator=generator)
     if "in_features" in dims:
         inputs["features"] = torch.randn(4, dims["in_features"], generator=generator)
+    if "noise_features" in dims:
+        inputs["noise"] = torch.randn(4, 5, dims["noise_features"], generator=generator)
     return inputs
 
 
@@ -137,4 +152,5 @@ def test_refuses_a_sequence_that_is_too_long(name, build):
 
 
 def test_every_config_is_covered():
-    assert {name for name, *_ in CASES.values()} == set(options("model"))
+    elsewhere = {"transducer"}  # test_transducer.py: its inputs and outputs are its own
+    assert {name for name, *_ in CASES.values()} | elsewhere == set(options("model"))

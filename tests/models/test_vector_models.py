@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from models.autoencoder import kl, reconstruction
 from models.dual import Projection
+from models.stochastic import ConditionalLayerNorm
 from tests.models.conftest import CIFAR, DIGITS, TEXT
 
 TABLE = {"in_features": 6, "out_features": 3}
@@ -129,3 +130,48 @@ def test_projection_is_two_matrices_and_a_relu(generator):
     torch.testing.assert_close(head(x), (x @ w1.T + b1).clamp(min=0) @ w2.T + b2)
     assert isinstance(Projection(6, 3, activation=nn.Tanh).activation, nn.Tanh)
     torch.testing.assert_close(F.relu(x), head.activation(x))
+
+
+ENSEMBLE = {**TABLE, "noise_features": 4}
+
+
+def test_members_are_alike_until_the_noise_has_weight(build, generator):
+    """At first it is an MLP with layer norms."""
+    x, noise = torch.randn(4, 6, generator=generator), torch.randn(4, 5, 4, generator=generator)
+    model = build("stochastic", ENSEMBLE, width=8, depth=2)
+    plain = build("mlp", TABLE, width=8, depth=2)
+    for own, layer in zip(model.layers, (plain.layers[0], plain.layers[3])):
+        layer.load_state_dict(own.linear.state_dict())
+    plain.head.load_state_dict(model.head.state_dict())
+    expected = plain(features=x)["logits"]
+    members = model(features=x, noise=noise)["logits"]
+    torch.testing.assert_close(members, expected[:, None].expand(4, 5, 3))
+
+
+def test_members_are_exchangeable_and_of_their_own_noise(build, generator):
+    x, noise = torch.randn(4, 6, generator=generator), torch.randn(4, 5, 4, generator=generator)
+    model = build("stochastic", ENSEMBLE, width=8, zero_init=False)
+    members = model(features=x, noise=noise)["logits"]
+    assert (members[:, 0] - members[:, 1]).abs().min() > 0
+    order = [3, 0, 4, 2, 1]
+    shuffled = model(features=x, noise=noise[:, order])["logits"]
+    torch.testing.assert_close(shuffled, members[:, order])
+    alone = model(features=x, noise=noise[:, 2:3])["logits"]
+    torch.testing.assert_close(alone, members[:, 2:3])
+
+
+def test_conditional_layer_norm_is_its_formula(generator):
+    norm = ConditionalLayerNorm(6, 3, zero_init=False).double()
+    x, u = (torch.randn(5, n, generator=generator, dtype=torch.float64) for n in (6, 3))
+    scale = u @ norm.scale.weight.T + norm.scale.bias
+    shift = u @ norm.shift.weight.T + norm.shift.bias
+    variance = x.var(-1, correction=0, keepdim=True)
+    expected = (1 + scale) * (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt() + shift
+    torch.testing.assert_close(norm(x, u), expected)
+
+
+def test_a_stochastic_model_needs_noise(build):
+    with pytest.raises(ValueError, match=r"task\.members"):
+        build("stochastic", TABLE)
+    with pytest.raises(ValueError, match=r"model\.depth"):
+        build("stochastic", ENSEMBLE, depth=0)

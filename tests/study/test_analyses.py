@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from study.analyses import attention, curves, layers, scaling
+from study.analyses import attention, curves, layers, ranking, scaling
 
 
 def run(arm="a", seed=0, lines=(), metrics=None, **config):
@@ -146,3 +146,23 @@ def test_r2_is_one_less_the_unexplained_share():
     ]
     table.append(run("big", metrics={"val/loss": 3.0, "parameters": 1e7, "step": 1e4}))
     assert scaling.fit(table, held_out="big")["r2"][0] < 0.99
+
+
+def test_ranks_are_those_of_the_worst_set():
+    """Two seeds, two sets: a is first and third, then twice tied for the first two."""
+    values = {
+        ("a-x", 0): 1.0, ("b-x", 0): 2.0, ("c-x", 0): 3.0,
+        ("a-y", 0): 9.0, ("b-y", 0): 2.0, ("c-y", 0): 3.0,
+        ("a-x", 1): 1.0, ("b-x", 1): 1.0, ("c-x", 1): 3.0,
+        ("a-y", 1): 4.0, ("b-y", 1): 4.0, ("c-y", 1): math.nan,
+    }  # fmt: skip
+    table = [run(arm, seed, metrics={"e": value}) for (arm, seed), value in values.items()]
+    groups = {"a": ["a"], "both": ["a", "b"], "c": ["c"]}
+    found = ranking.ranks(table, metric="e", groups=groups)
+    assert found == {"a": {0: 3, 1: 1.5}, "both": {0: 2, 1: 1.5}, "c": {0: 3, 1: 3}}
+    higher = ranking.ranks(table[:6], metric="e", groups={"c": ["c"]}, direction="higher")
+    assert higher == {"c": {0: 2}}
+    with pytest.raises(ValueError, match="no finished run of arm 'd-x'"):
+        ranking.ranks(table, metric="e", groups={"a": ["d"]})
+    with pytest.raises(ValueError, match=r"^direction"):
+        ranking.ranks(table, metric="e", groups={}, direction="up")

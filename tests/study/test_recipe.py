@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_a_whole_recipe(tmp_path):
     assert read(write(tmp_path, WHOLE), "paper").seeds == (0, 1, 2)
 
 
+def test_a_teacher_is_an_arms_run_of_the_same_seed(tmp_path):
+    given = "{from: plain, teacher: tuned, overrides: [technique=nkd_uskd]}"
+    text = WHOLE.replace("[technique=golu]", given)
+    text = "".join(line for line in text.splitlines(True) if "tune:" not in line)
+    text = text.replace("  grid: {optimizer.lr: [1e-3, 1e-2]}\n  seeds: [7]\n", "")
+    study = reproduce.plan(read(write(tmp_path, text)), (0, 1), str(tmp_path))
+    runs = {(trial.arm, trial.seed): trial for trial in study.trials}
+    for seed in (0, 1):
+        student, teacher = runs["new", seed].config, runs["tuned", seed]
+        assert Path(student["callbacks"]["teacher"]["of"]).name.endswith(address(teacher.config))
+        assert address(runs["plain", seed].config) in student["trainer"]["start_from"]
+    levels = [sorted(arms) for arms in reproduce._levels(study.recipe)]
+    assert levels == [["plain"], ["tuned"], ["new"]]
+
+
 def test_a_ratio_is_of_two_arms(tmp_path):
     text = (
         'paper: "1"\narms: {a: [], b: [seed=1]}\nseeds: [0, 1]\nclaims: ["ratio(seconds) < 0.5"]\n'
@@ -84,6 +100,8 @@ def test_every_recipe_of_the_repository_reads(name):
         ("from: plain", "from: tuned", 6, "stages go in a circle: tuned -> tuned"),
         ("from: plain", "from: other", 6, "no arm 'other'"),
         ("from: plain", "form: plain", 6, "did you mean 'from'"),
+        ("from: plain", "teacher: tuned", 6, "stages go in a circle: tuned -> tuned"),
+        ("from: plain", "teacher: plan", 6, "teacher: no arm 'plan'; did you mean 'plain'"),
         ("  new: [technique=golu]", "  new: [golu]", 5, "expected a list of key=value"),
         ("direction: higher", "direction: up", 12, "lower or higher, not 'up'"),
         ("seeds: [7]", "seeds: [1]", 7, "must not be those of the evaluation"),
