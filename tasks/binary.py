@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from tasks.losses import precise
 
 
 def margins(outputs: Any) -> Tensor:
@@ -16,7 +17,7 @@ def margins(outputs: Any) -> Tensor:
     logits = outputs["logits"]
     if logits.shape[-1] != 2:
         raise ValueError(f"task.loss: for two classes, the model gives {logits.shape[-1]} outputs")
-    first, second = logits.to(torch.promote_types(logits.dtype, torch.float32)).unbind(-1)
+    first, second = precise(logits).unbind(-1)
     return second - first
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tasks import images
 from tasks.digits import Digits
+from tasks.losses import precise
 from tasks.tokenizers import Bytes
 from training.errors import UsageError
 
@@ -194,7 +195,7 @@ def embeddings(outputs: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _normalised(x: Tensor) -> Tensor:
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+    return F.normalize(precise(x), dim=-1)
 
 
 def _similarities(outputs: Any) -> tuple[Tensor, Tensor]:

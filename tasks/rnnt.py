@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 
 BLANK = 0
 """The class that ends a frame; the symbols are the classes from 1 on."""
@@ -60,7 +60,7 @@ def per_symbol(values: Tensor, labels: Tensor) -> Tensor:
 
 def log_probabilities(logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
     """Those of `symbols` (...) and of the blank, from logits (..., classes)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = precise(logits)
     scale = logits.logsumexp(-1)
     return logits.gather(-1, symbols[..., None]).squeeze(-1) - scale, logits[..., BLANK] - scale
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks import sources
 from tasks.arrays import as_dataset
+from tasks.losses import precise
 from training.errors import UsageError
 
 MONTH = 30 * 24
@@ -138,7 +139,7 @@ def forecasts(outputs: Any, labels: Tensor) -> Tensor:
     """The ensemble as (batch, members, horizon, channels), at least in float32; one member where
     the model makes one forecast."""
     logits = outputs["logits"]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = precise(logits)
     return logits.reshape(len(labels), -1, *labels.shape[1:])
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tasks.losses import IGNORED
-from techniques.distill.teacher import both_logits, label_log_p, precise
+from tasks.losses import IGNORED, precise
+from techniques.distill.teacher import both_logits, label_log_p
 from techniques.loss.inf_cl_tiled_contrastive import processes
 from training.errors import UsageError, nearest
 from training.objective import predict

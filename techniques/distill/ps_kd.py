@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 from techniques.distill.memory import Recent, note, recalled
 
 
@@ -44,7 +43,7 @@ class PSKD(nn.Module):
 
     def forward(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
         logits, labels = outputs["logits"], batch["labels"]
-        log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        log_p = precise(logits).log_softmax(-1)
         hard = -log_p.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         if self.training:
             past, known = recalled(batch, epochs=1)

@@ -5,8 +5,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.losses import IGNORED
-from techniques.distill.teacher import both_logits, precise
+from tasks.losses import IGNORED, precise
+from techniques.distill.teacher import both_logits
 
 
 class GroundTruthWeight:

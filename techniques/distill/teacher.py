@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tasks.cache import LARGE, cached, digest
 from tasks.fetch import fetch
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 from training import checkpoint
 from training.assemble import start_of
 from training.components import DISTRUST, call, distrust, offered
@@ -228,11 +228,6 @@ def label_log_p(log_p: Tensor, labels: Tensor) -> Tensor:
     ignored = labels == IGNORED
     found = log_p.gather(-1, labels.masked_fill(ignored, 0)[..., None]).squeeze(-1)
     return found.masked_fill(ignored, 0.0)
-
-
-def precise(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _load_newest(candidates: list[Path], model: nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 from training.errors import UsageError
 
 
@@ -49,7 +49,7 @@ class LDRLoss:
         self.margin, self.temperature = margin, temperature
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
-        scores = positive_scores(at_least_float32(outputs["logits"]))
+        scores = positive_scores(precise(outputs["logits"]))
         return robust_loss(scores, batch["labels"], self.margin, self.temperature)
 
 
@@ -114,7 +114,7 @@ class ALDRLoss(nn.Module):
             raise UsageError(
                 f"task.loss: aldr_loss needs one label per sample, got {tuple(labels.shape)}"
             )
-        logits = at_least_float32(outputs["logits"])
+        logits = precise(outputs["logits"])
         classes = logits.shape[-1]
         if self.softplus:
             scores = positive_scores(logits)
@@ -164,10 +164,6 @@ class ALDRLoss(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Take those of a checkpoint."""
         self.temperatures = state
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def positive_scores(logits: Tensor) -> Tensor:

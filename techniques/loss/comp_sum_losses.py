@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 from techniques.loss.cut_cross_entropy import CutCrossEntropy
 
 
@@ -61,6 +60,6 @@ class CompSumLoss:
         if "logits" not in outputs and getattr(classifier, "forward", None) is nn.Linear.forward:
             return self.fused(outputs, batch)
         logits = outputs["logits"]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
+        logits = precise(logits).flatten(0, -2)
         losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
         return losses.view(labels.shape)

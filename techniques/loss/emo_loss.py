@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, precise
 from training.errors import UsageError
 from training.objective import predict
 
@@ -86,7 +86,7 @@ class EMOLoss(nn.Module):
 def emo(classifier: nn.Module, hidden: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
     """The losses of some tokens, (tokens, dim) and (tokens,) to (tokens,)."""
     logits = classifier(hidden)
-    log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_q = precise(logits).log_softmax(-1)
     cross_entropy = -log_q.gather(1, targets[:, None]).squeeze(1)
     moved = distance(log_q, targets, embedding)
     return (cross_entropy + (cross_entropy / (moved + 1e-10)).detach() * moved) / 2
@@ -107,7 +107,7 @@ def freeze(model: nn.Module, batches: Iterator[dict[str, Any]], loss: EMOLoss) -
     with torch.no_grad():
         classifier = classifier_of(predict(model, next(batches)))
         weight = classifier.weight.detach()
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        weight = precise(weight)
         loss.embedding = nn.functional.normalize(weight, dim=1)
     model.train(training)
 

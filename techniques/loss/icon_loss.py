@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from techniques.loss.inf_cl_tiled_contrastive import processes
 from training.errors import UsageError
 from training.parallel import gathered
@@ -168,7 +169,7 @@ class ICon(nn.Module):
     The authors' `LeakKernel` has u over the whole batch. Where q leaves out the sample itself, its
     share would be infinite; here u leaves it out as well.
 
-    At least the entropy of p′, where q = p′. At saturated embeddings: cosines are
+    Minimiser: q = p′. Range: from the entropy of p′ to infinity. At saturated embeddings: cosines are
     bounded, and so is the loss; the Gaussian's grows with their square; Student-t's with their
     logarithm, and its gradient vanishes; that of clusters linearly. With α > 0 it grows so for
     every pair that is far apart.
@@ -208,10 +209,10 @@ class ICon(nn.Module):
     def forward(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
         if "image_embeds" in outputs:
             raise UsageError("task.loss: I-Con compares rows of one kind, the task has captions")
-        ours, group = wide(outputs["logits"]), processes(self.training)
+        ours, group = precise(outputs["logits"]), processes(self.training)
         told = self.supervision.read(batch)
         if told.is_floating_point():
-            told = wide(told)
+            told = precise(told)
         with torch.autocast(ours.device.type, enabled=False):
             everyone, everyone_told = gathered(ours, group), gathered(told, group)
             if len(everyone) < 2:
@@ -238,7 +239,3 @@ def uniform(neighbours: Tensor) -> Tensor:
 def distances(ours: Tensor, everyone: Tensor) -> Tensor:
     """Squared Euclidean distances, (rows, all), without the cancellation of ‖a‖² + ‖b‖² − 2ab."""
     return torch.cdist(ours, everyone, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

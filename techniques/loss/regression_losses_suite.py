@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from techniques.loss.inf_cl_tiled_contrastive import processes
 from training.errors import nearest
 
@@ -179,7 +180,7 @@ class RegressionLoss(nn.Module):
 
     def forward(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
         logits, labels = outputs["logits"], batch["labels"]
-        forecast = logits.to(torch.promote_types(logits.dtype, torch.float32)).view(labels.shape)
+        forecast = precise(logits).view(labels.shape)
         return SUITE[self.name].function(self, forecast, labels, self._mean)
 
     def _mean(self, x: Tensor) -> Tensor:

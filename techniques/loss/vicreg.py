@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from techniques.loss.inf_cl_tiled_contrastive import processes
 from training.errors import UsageError
 from training.parallel import gathered
@@ -63,7 +64,7 @@ class VICReg(nn.Module):
         if "image_embeds" in outputs:
             raise UsageError("task.loss: VICReg needs two views of an image, the task has captions")
         z = outputs["logits"]
-        views = z.to(torch.promote_types(z.dtype, torch.float32)).chunk(2)
+        views = precise(z).chunk(2)
         group = processes(self.training)
         regular = z.new_zeros((), dtype=views[0].dtype)
         with torch.autocast(z.device.type, enabled=False):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from training.errors import UsageError
 
 
@@ -169,7 +170,7 @@ class FlowPriorAlignment(nn.Module):
                 f"penalties.flow_prior_alignment.target: its samples have {dim} features, the "
                 f"model's latents {latents.shape[-1]}"
             )
-        latents = latents.to(torch.promote_types(latents.dtype, torch.float32)).flatten(0, -2)
+        latents = precise(latents).flatten(0, -2)
         latents = latents.repeat(self.draws, 1)
         t, noise = latents.new_empty(len(latents)).uniform_(), torch.randn_like(latents)
         with torch.autocast(latents.device.type, enabled=False):

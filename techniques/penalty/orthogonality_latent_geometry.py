@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from techniques.loss.inf_cl_tiled_contrastive import processes
 from training.errors import UsageError
 from training.parallel import gathered
@@ -50,7 +51,7 @@ class LatentOrthogonality:
                 "penalties.orthogonality_latent_geometry: needs a model that gives one vector of "
                 "features an image, as dual and vit do"
             )
-        z = found.to(torch.promote_types(found.dtype, torch.float32))
+        z = precise(found)
         with torch.autocast(z.device.type, enabled=False):
             z = gathered(z, processes(model.training))
             products = z.T @ z / len(z)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from tasks.losses import precise
 from techniques.distill.memory import Recent, note, recalled
 
 
@@ -52,7 +52,7 @@ class SAF:
     def __call__(self, model: nn.Module, outputs: Any, batch: dict[str, Any]) -> Tensor:
         z, (past, known) = outputs["logits"], recalled(batch, self.epochs)
         note(self.recent, outputs, batch)
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = precise(z)
         if past.shape != z.shape:  # nothing is remembered yet
             past = z.detach()
         log_q = (z / self.temperature).log_softmax(-1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tasks.losses import precise
 from training.errors import UsageError
 
 
@@ -115,4 +116,4 @@ def mean_entropy(logits: Tensor) -> Tensor:
 
 def log_softmax(logits: Tensor) -> Tensor:
     """Of the last dimension, in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return precise(logits).log_softmax(-1)
