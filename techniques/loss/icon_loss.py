@@ -169,8 +169,8 @@ class ICon(nn.Module):
     The authors' `LeakKernel` has u over the whole batch. Where q leaves out the sample itself, its
     share would be infinite; here u leaves it out as well.
 
-    Minimiser: q = p′. Range: from the entropy of p′ to infinity. At saturated embeddings: cosines are
-    bounded, and so is the loss; the Gaussian's grows with their square; Student-t's with their
+    Minimiser: q = p′. Range: from the entropy of p′ to infinity. At saturated embeddings: cosines
+    are bounded, and so is the loss; the Gaussian's grows with their square; Student-t's with their
     logarithm, and its gradient vanishes; that of clusters linearly. With α > 0 it grows so for
     every pair that is far apart.
 
