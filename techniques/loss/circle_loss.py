@@ -22,8 +22,8 @@ class CircleLoss(nn.Module):
     Range, with K positives and L negatives: from log(1 + K·L·exp(−2γm²)), at sₚ = 1 and sₙ = 0, to
     log(1 + K·L·exp(γ·(5 − 2m²))), at sₚ = −1 and sₙ = 1. Minimiser: its gradient drives
     sₚ to 1, and sₙ beyond 0 to −m, from where on it is 0. Cosines do not saturate: an embedding's
-    length changes nothing. A row without a positive or a negative has 0, and counts in the mean, unlike in
-    pytorch-metric-learning.
+    length changes nothing. A row without a positive or a negative has 0, and counts in the mean,
+    unlike in pytorch-metric-learning.
 
     Args:
         margin: m, from 0 to 1; the paper has 0.4 for fine-grained retrieval, and 0.25 for faces and
