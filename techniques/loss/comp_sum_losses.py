@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tasks.losses import IGNORED, precise
-from techniques.loss.cut_cross_entropy import CutCrossEntropy
+from techniques.loss.cut_cross_entropy import fused_cross_entropy
 
 
 class CompSumLoss:
@@ -23,8 +21,8 @@ class CompSumLoss:
     below it exponentially: where (1 − τ)·(−log p) is over 88 (709 in float64) the loss does not fit
     the format and is infinite, and its gradient is not finite.
 
-    A function of the cross-entropy alone: where the model gives `hidden` and a linear `classifier`,
-    −log p comes from the fused kernel, and the logits are never made.
+    A function of the cross-entropy alone: of a language model with a linear `classifier` −log p
+    comes from the fused kernel, and the logits are never made.
 
     The paper's smooth adversarial variant, which adds the largest change of the logits' differences
     in a ball around the input, is left out: its published constants could not be confirmed.
@@ -47,19 +45,9 @@ class CompSumLoss:
         if tau < 0:
             raise ValueError(f"tau: must not be negative, got {tau}")
         self.tau = tau
-        self.fused = CutCrossEntropy(filter_eps=None)
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
-        loss = self._cross_entropy(outputs, batch["labels"], batch)
+        loss = fused_cross_entropy(outputs, batch)
         if self.tau == 1:
             return loss
         return ((1 - self.tau) * loss).expm1() / (1 - self.tau)
-
-    def _cross_entropy(self, outputs: Any, labels: Tensor, batch: dict[str, Any]) -> Tensor:
-        classifier = type(outputs.get("classifier"))
-        if "logits" not in outputs and getattr(classifier, "forward", None) is nn.Linear.forward:
-            return self.fused(outputs, batch)
-        logits = outputs["logits"]
-        logits = precise(logits).flatten(0, -2)
-        losses = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return losses.view(labels.shape)

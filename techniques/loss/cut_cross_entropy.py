@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from kernels.backend import BACKENDS
 from kernels.linear_cross_entropy import linear_cross_entropy
-from tasks.losses import IGNORED
+from tasks.losses import IGNORED, cross_entropy
 from training.errors import UsageError
 
 
@@ -87,3 +87,15 @@ class CutCrossEntropy:
         )
         assert isinstance(losses, Tensor)  # a pair only with return_lse
         return losses
+
+
+EXACT = CutCrossEntropy(filter_eps=None)
+
+
+def fused_cross_entropy(outputs: Any, batch: dict[str, Any]) -> Tensor:
+    """The task's cross-entropy, for losses that are a function of it: of a language model with a
+    linear `classifier` without its logits, whose gradients are then of first order only."""
+    linear = getattr(type(outputs.get("classifier")), "forward", None) is nn.Linear.forward
+    if linear and "logits" not in outputs and batch["labels"].ndim > 1:
+        return EXACT(outputs, batch)
+    return cross_entropy(outputs, batch)

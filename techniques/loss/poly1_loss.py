@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.losses import cross_entropy
+from techniques.loss.cut_cross_entropy import fused_cross_entropy
 
 
 class Poly1Loss:
@@ -16,6 +16,9 @@ class Poly1Loss:
     Minimiser, for one label: p = 1. Range: [0, ∞) for ε ≥ −1. At saturated logits the second term
     is ε or 0 and has no gradient: cross-entropy's slope is left, −1 on the wrong side and 0 on the
     right one.
+
+    A function of the cross-entropy alone: of a language model with a linear `classifier` it comes
+    from the fused kernel, and the logits are never made.
 
     Args:
         epsilon: added to the first coefficient, at least −1. The paper tunes it for each task: 2
@@ -37,5 +40,5 @@ class Poly1Loss:
         self.epsilon = epsilon
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> Tensor:
-        loss = cross_entropy(outputs, batch)
+        loss = fused_cross_entropy(outputs, batch)
         return loss - self.epsilon * (-loss).expm1()  # p = exp(−loss), also 0 at ignored labels

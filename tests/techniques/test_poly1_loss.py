@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.outputs import Outputs
 from techniques.loss.poly1_loss import Poly1Loss
 
 
@@ -65,3 +66,20 @@ def test_gradient_is_one_plus_epsilon_p_times_that_of_cross_entropy():
 def test_refuses_a_negative_leading_coefficient():
     with pytest.raises(ValueError, match="epsilon"):
         Poly1Loss(-1.5)
+
+
+def test_of_a_language_model_it_is_fused():
+    """Values and gradients from hidden states as from logits, which are never made."""
+    torch.manual_seed(0)
+    classifier = torch.nn.Linear(5, 9).double()
+    hidden = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[0, 8, -100, 3], [1, 2, 4, -100]])
+    outputs = Outputs(hidden=hidden, classifier=classifier)
+    losses = Poly1Loss(1.5)(outputs, {"labels": labels})
+    assert "logits" not in outputs
+    plain = Poly1Loss(1.5)({"logits": classifier(hidden)}, {"labels": labels})
+    torch.testing.assert_close(losses, plain, rtol=0, atol=1e-12)
+    leaves = [hidden, classifier.weight, classifier.bias]
+    torch.testing.assert_close(
+        torch.autograd.grad(losses.sum(), leaves), torch.autograd.grad(plain.sum(), leaves)
+    )
