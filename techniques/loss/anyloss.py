@@ -24,7 +24,7 @@ class AnyLoss(nn.Module):
     (TPR + TNR) / 2 with TPR = TP / (TP + FN) and TNR = TN / (TN + FP), and `accuracy`
     (TP + TN) / n. Where a batch lacks a class that the metric divides by, the metric is 0 and has
     no gradient; the code of the authors' extension adds 1e-5 to denominators to that end. That
-    extension also has no root in `gmean`; the paper, and the code it was run with, have.
+    extension also has no root in `gmean`, which the code of the paper's losses has.
 
     A statistic of the batch is no mean over samples: each of its labels has the batch's value, so
     that their mean is it. In several processes the counts are those of all of them. Micro-batches
@@ -38,7 +38,7 @@ class AnyLoss(nn.Module):
     Args:
         metric: one of the four; F-beta in the overlay.
         beta: β of F-beta; 1 as in the paper's F1.
-        scale: L; 73 as in the paper and its code.
+        scale: L; 73 as in the code of the paper's losses.
 
     Shapes: two-class `logits` (..., 2) and `labels` (...) of 0 and 1 to losses (...), 0 where a
     label is −100.
