@@ -15,6 +15,7 @@ from scipy import stats
 from tests.cli.invoke import invoke
 from training.catalog import ROOT
 from training.configs import options
+from training.libraries import library
 
 TINY = (
     *("task=digits", "model=mlp", "tracker=none", "trainer.max_steps=4", "trainer.eval_every=2"),
@@ -144,7 +145,10 @@ def test_list():
 @pytest.mark.parametrize("kind", ["tasks", "models", "optimizers", "schedules"])
 def test_list_of_configs(kind):
     rows = json.loads(invoke("list", kind, "--json").out)
-    assert [row["name"] for row in rows] == options(kind.removesuffix("s"))
+    known = options(kind.removesuffix("s"))
+    if kind == "optimizers":  # and those of libraries
+        known += library()
+    assert [row["name"] for row in rows] == known
     assert all(row["target"] and row["about"] for row in rows), rows
 
 
