@@ -7,7 +7,6 @@ import typer
 import yaml
 
 from training.configs import CONF, groups, options
-from training.libraries import library
 
 
 def override(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -26,7 +25,11 @@ def overrides(incomplete: str) -> list[str]:
     if equals and key in groups():
         taken, bracket, last = value.rpartition("[" if "," not in value else ",")
         start = f"{key}={taken}{bracket}"
-        names = [*options(key), *(library() if key == "optimizer" else ())]
+        names = options(key)
+        if key == "optimizer":
+            from training.libraries import library
+
+            names = [*names, *library()]
         return [start + name for name in sorted(names) if name.startswith(last)]
     if equals:
         return []

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from tasks.fetch import fetch
+from techniques.callback import probing
 from training.data import move
 from training.errors import UsageError
 from training.evaluate import spread
@@ -38,19 +39,11 @@ def represent(
         UsageError: for a model that does not give one vector of features a sample.
     """
     task = run.task
-    devices = [run.device] if run.device.type == "cuda" else []
     indices = spread(len(dataset), samples)
     parts: list[tuple[Tensor, Tensor]] = []
     labels: list[Tensor] = []
-    training = run.model.training
-    run.model.eval()
     try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
-            run.accelerator.autocast(),
-        ):
+        with probing.looking(run):
             for some in indices.split(math.ceil(len(indices) / math.ceil(len(indices) / size))):
                 generator, rows = torch.Generator().manual_seed(0), fetch(dataset, some)
                 if hasattr(task, "plain"):
@@ -62,7 +55,6 @@ def represent(
                     labels.append(batch["labels"])
     finally:
         reshard(run.model)
-        run.model.train(training)
     features, embeddings = (torch.cat([part[n] for part in parts]) for n in (0, 1))
     return Representations(features, embeddings, torch.cat(labels) if labels else None)
 

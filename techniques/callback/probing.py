@@ -1,6 +1,7 @@
 """What callbacks look at a model with, leaving no trace in the run."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +15,10 @@ if TYPE_CHECKING:
     from training.run import Run
 
 
-def forward(run: "Run") -> None:
-    """Run the model on the last micro-batch in evaluation mode; hooks on its layers see it.
-
-    Neither the random state nor any layer's state changes. It runs uncompiled: what a hook does
-    would otherwise be compiled anew each time.
-    """
+@contextlib.contextmanager
+def looking(run: "Run") -> Iterator[None]:
+    """Within it the model is in evaluation mode, and neither the random state nor any layer's state
+    changes. It runs uncompiled: what a hook does would otherwise be compiled anew each time."""
     devices = [run.device] if run.device.type == "cuda" else []
     training = run.model.training
     run.model.eval()
@@ -30,11 +29,17 @@ def forward(run: "Run") -> None:
             torch.compiler.set_stance("force_eager"),
             run.accelerator.autocast(),
         ):
-            outputs = run.objective.predict(run.batch)
-            if "hidden" in outputs:
-                outputs["logits"]  # made on first use: the classifier runs now
+            yield
     finally:
         run.model.train(training)
+
+
+def forward(run: "Run") -> None:
+    """Run the model on the last micro-batch, `looking`; hooks on its layers see it."""
+    with looking(run):
+        outputs = run.objective.predict(run.batch)
+        if "hidden" in outputs:
+            outputs["logits"]  # made on first use: the classifier runs now
 
 
 def watch(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed.nn.functional as dist
 from torch import Tensor, nn
 
 from tasks.binary import margins
@@ -73,7 +73,7 @@ class AnyLoss(nn.Module):
         group = processes(self.training)
         counts = torch.stack(parts)
         if group is not None:
-            counts = Sum.apply(counts, group)
+            counts = dist.all_reduce(counts, group=group)
         loss = 1 - self._value(*counts)  # type: ignore[misc]
         return loss * kept
 
@@ -89,20 +89,3 @@ class AnyLoss(nn.Module):
         if self.metric == "gmean":
             return (tp * tn / pairs).clamp(min=tiny).sqrt()  # the root has no slope at 0
         return (negative * tp + positive * tn) / (2 * pairs)
-
-
-class Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
