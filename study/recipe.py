@@ -17,6 +17,8 @@ KEYS = {
     **{"direction": str, "claims": list, "analyses": dict, "figures": dict, "profiles": dict},
     **{"notes": str, "reported": str},
 }
+STAGES = {"from": "trainer.start_from", "teacher": "++callbacks.teacher.of"}
+"""Keys of an arm that name another one, and the configuration key that is told its run's folder."""
 REQUIRED = ("paper", "arms", "seeds", "claims")
 TERM = re.compile(
     r"(?P<number>[-+]?\d+(\.\d+)?(e[-+]?\d+)?)|ratio\((?P<ratio>[\w/.-]+)\)"
@@ -49,17 +51,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Arm:
-    """Overrides, and if any the arms whose last checkpoints it starts from and has as teacher."""
+    """Overrides, and by configuration key the arm, or list of arms, whose run's folder it is."""
 
     name: str
     overrides: tuple[str, ...]
-    start: str | None = None
-    teacher: str | None = None
+    runs: dict[str, str | list[str]] = field(default_factory=dict)
 
     @property
     def before(self) -> tuple[str, ...]:
         """The arms that must have been trained."""
-        return tuple(arm for arm in (self.start, self.teacher) if arm is not None)
+        return tuple(arm for named in self.runs.values() for arm in _several(named))
 
 
 @dataclass(frozen=True)
@@ -218,23 +219,32 @@ class _Reader:
         for name, body in given.items():
             if not re.fullmatch(r"[A-Za-z_][\w-]*", str(name)):
                 raise self.fail(self._at("arms", name), f"arms: '{name}' is no name")
-            stages, overrides = {}, body
+            runs, overrides = {}, body
             if isinstance(body, dict):
-                wrong = set(body) - {"from", "teacher", "overrides"}
+                wrong = set(body) - {*STAGES, "runs", "overrides"}
                 if wrong:
-                    hint = nearest(min(wrong), ("from", "teacher", "overrides"))
+                    hint = nearest(min(wrong), (*STAGES, "runs", "overrides"))
                     raise self.fail(self._at("arms", name), f"arms.{name}: '{min(wrong)}'{hint}")
-                stages = {"start": body.get("from"), "teacher": body.get("teacher")}
+                runs = self._runs(name, body, given)
                 overrides = body.get("overrides") or []
-            arms[str(name)] = Arm(str(name), self._overrides(overrides, "arms", name), **stages)
-        for arm in arms.values():
-            for key, before in (("from", arm.start), ("teacher", arm.teacher)):
-                if before is not None and before not in arms:
-                    hint = nearest(str(before), arms)
-                    raise self.fail(self._at("arms", arm.name), f"{key}: no arm '{before}'{hint}")
+            arms[str(name)] = Arm(str(name), self._overrides(overrides, "arms", name), runs)
         for arm in arms.values():
             self._check_stages([arm.name], arms)
         return arms
+
+    def _runs(
+        self, name: str, body: dict[str, Any], arms: dict[str, Any]
+    ) -> dict[str, str | list[str]]:
+        """By configuration key the arms whose runs an arm is told."""
+        at, named = self._at("arms", name), body.get("runs") or {}
+        if not isinstance(named, dict):
+            raise self.fail((*at, "runs"), f"arms.{name}.runs: expected arms by configuration key")
+        stages = {key: body[key] for key in STAGES if body.get(key) is not None}
+        for key, given in (stages | named).items():
+            for arm in _several(given):
+                if arm not in arms:
+                    raise self.fail(at, f"{key}: no arm '{arm}'{nearest(str(arm), arms)}")
+        return {STAGES[key]: arm for key, arm in stages.items()} | named
 
     def _check_stages(self, seen: list[str], arms: dict[str, Arm]) -> None:
         """Refuse an arm that needs itself to have been trained."""
@@ -316,6 +326,10 @@ class _Reader:
         if arm not in arms:
             raise self.fail(at, f"claim '{text}': no arm '{arm}'{nearest(arm, arms)}")
         return Term(metric=found["metric"] or metric, arm=arm)
+
+
+def _several(arms: str | list[str]) -> list[str]:
+    return arms if isinstance(arms, list) else [arms]
 
 
 def _card_claim(name: str) -> str:

@@ -265,11 +265,15 @@ def _trial(
     ]
     if "tracker=none" not in overrides:
         overrides.append(f"tracker.group={recipe.name}")
-    stages = {"trainer.start_from": arm.start, "++callbacks.teacher.of": arm.teacher}
-    for key, needed in stages.items():
-        if needed is not None:
-            before = _trial(study, recipe.arms[needed], seed, study.chosen.get(needed, ()))
-            overrides.append(f"{key}={existing_or_planned(before)}")
+
+    def folder(needed: str) -> str:
+        before = _trial(study, recipe.arms[needed], seed, study.chosen.get(needed, ()))
+        return str(existing_or_planned(before))
+
+    for key, needed in arm.runs.items():
+        several = isinstance(needed, list)
+        told = f"[{','.join(map(folder, needed))}]" if several else folder(needed)
+        overrides.append(f"{key}={told}")
     return Trial(arm.name, seed, overrides, compose(overrides), point, tuning)
 
 

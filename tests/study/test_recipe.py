@@ -45,7 +45,7 @@ def write(tmp_path, text):
 def test_a_whole_recipe(tmp_path):
     recipe = read(write(tmp_path, WHOLE))
     assert list(recipe.arms) == ["plain", "new", "tuned"]
-    assert recipe.arms["tuned"].start == "plain"
+    assert recipe.arms["tuned"].runs == {"trainer.start_from": "plain"}
     assert recipe.tuning.grid == {"optimizer.lr": ["1e-3", "1e-2"]}
     first, margin, named, analysis = recipe.claims
     assert (first.left, first.below) == (Term(metric="val/accuracy", arm="new"), False)
@@ -69,6 +69,20 @@ def test_a_teacher_is_an_arms_run_of_the_same_seed(tmp_path):
         assert address(runs["plain", seed].config) in student["trainer"]["start_from"]
     levels = [sorted(arms) for arms in reproduce._levels(study.recipe)]
     assert levels == [["plain"], ["tuned"], ["new"]]
+
+
+def test_an_arm_is_told_the_folders_of_other_arms_runs(tmp_path):
+    given = "{runs: {+post.one.of: plain, +post.all.of: [plain, tuned]}, overrides: [{}]}"
+    given = given.replace("[{}]", "['+post={one: {_target_: a}, all: {_target_: a}}']")
+    text = WHOLE.replace("[technique=golu]", given).partition("tune:")
+    text = text[0] + "seeds:" + text[2].partition("\nseeds:")[2]
+    study = reproduce.plan(read(write(tmp_path, text)), (0, 1), str(tmp_path))
+    runs = {(trial.arm, trial.seed): trial for trial in study.trials}
+    for seed in (0, 1):
+        post = runs["new", seed].config["post"]
+        plain, tuned = (address(runs[arm, seed].config) for arm in ("plain", "tuned"))
+        assert Path(post["one"]["of"]).name.endswith(plain)
+        assert [Path(of).name[-len(tuned) :] for of in post["all"]["of"]] == [plain, tuned]
 
 
 def test_a_ratio_is_of_two_arms(tmp_path):
@@ -101,6 +115,8 @@ def test_every_recipe_of_the_repository_reads(name):
         ("from: plain", "from: other", 6, "no arm 'other'"),
         ("from: plain", "form: plain", 6, "did you mean 'from'"),
         ("from: plain", "teacher: tuned", 6, "stages go in a circle: tuned -> tuned"),
+        ("from: plain", "runs: {post.a.of: [plan]}", 6, "post.a.of: no arm 'plan'; did you mean"),
+        ("from: plain", "runs: [plain]", 6, "expected arms by configuration key"),
         ("from: plain", "teacher: plan", 6, "teacher: no arm 'plan'; did you mean 'plain'"),
         ("  new: [technique=golu]", "  new: [golu]", 5, "expected a list of key=value"),
         ("direction: higher", "direction: up", 12, "lower or higher, not 'up'"),
