@@ -42,6 +42,17 @@ def technique(incomplete: str) -> list[str]:
     return [name for name in options("technique") if name.startswith(incomplete)]
 
 
+def decode(incomplete: str) -> list[str]:
+    """Completions of the name of a way to choose the next token."""
+    return [name for name in options("decode") if name.startswith(incomplete)]
+
+
+def law(incomplete: str) -> list[str]:
+    """Completions of a scaling law's name."""
+    laws = (CONF.parent / "study" / "laws").glob("[a-z]*.py")
+    return sorted(path.stem for path in laws if path.stem.startswith(incomplete))
+
+
 def recipe(incomplete: str) -> list[str]:
     """Completions of a recipe's name."""
     from study.recipe import names

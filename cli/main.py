@@ -10,11 +10,13 @@ from cli.bench import app as bench
 from cli.compare import compare
 from cli.doctor import doctor
 from cli.export import export
+from cli.fit import fit
 from cli.list import list_
 from cli.new import app as new
 from cli.report import report
 from cli.reproduce import reproduce
 from cli.run import run
+from cli.sample import sample
 from cli.show import show
 from cli.sweep import sweep
 from training.errors import EnvironmentFault, UsageError
@@ -36,6 +38,8 @@ app.command("compare")(compare)
 app.command("report")(report)
 app.command("doctor")(doctor)
 app.command("export")(export)
+app.command("fit")(fit)
+app.command("sample")(sample)
 app.add_typer(bench, name="bench")
 app.add_typer(new, name="new")
 

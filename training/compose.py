@@ -46,7 +46,8 @@ def compose(overrides: list[str]) -> Config:
     if launched:
         raise UsageError(f"'{launched}': sweep and reproduce take a launcher; this run trains here")
     config.pop("launcher", None)
-    config["choices"].pop("launcher", None)
+    for group in ("launcher", "decode"):  # neither changes what is trained
+        config["choices"].pop(group, None)
     selections = [str(o.input_line) for o in parsed if _is_selection(o)]
     if chosen:
         without = [

@@ -12,8 +12,9 @@ from training.configs import Config
 from training.errors import EnvironmentFault, UsageError, nearest
 from training.files import write_atomically
 
-ELSEWHERE = ("outputs", "tracker", "name", "techniques")
-"""Keys that say where a run is kept or how it is shown, not what it is: no part of its address."""
+ELSEWHERE = ("outputs", "tracker", "name", "techniques", "decode")
+"""Keys that say where a run is kept, how it is shown or what is done with it, not what it is: no
+part of its address."""
 
 
 def address(config: Config) -> str:

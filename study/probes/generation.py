@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from tasks.fetch import fetch
 from training.data import move
 from training.evaluate import spread
+from training.sampling import Decode, continued
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -28,6 +29,8 @@ class Generation:
     `probe/distinct_true` and `probe/repeated_true` are those of the true continuations.
 
     Args:
+        decode: what is done with the next token's logits first, a component as in `conf/decode/`;
+            default: nothing, tokens are drawn from the model's distribution.
         passages: evenly spaced samples of the validation set.
         prefix: tokens given.
         length: tokens to continue with.
@@ -38,7 +41,14 @@ class Generation:
             shorter.
     """
 
-    def __init__(self, passages: int = 128, prefix: int = 32, length: int = 32, n: int = 3) -> None:
+    def __init__(
+        self,
+        passages: int = 128,
+        prefix: int = 32,
+        length: int = 32,
+        n: int = 3,
+        decode: Callable[[], Decode] | None = None,
+    ) -> None:
         given = {"passages": passages, "prefix": prefix, "length": length, "n": n}
         for name, value in given.items():
             if value < 1:
@@ -46,8 +56,8 @@ class Generation:
         if length < n:
             raise ValueError(f"length: must be at least n={n}, got {length}")
         self.passages, self.prefix, self.length, self.n = passages, prefix, length, n
+        self.decode = decode() if decode else None
 
-    @torch.no_grad()
     def on_eval_end(self, run: "Run") -> None:
         """Write when training is over."""
         if run.step < run.max_steps:
@@ -62,13 +72,8 @@ class Generation:
         training = run.model.training
         run.model.eval()
         try:
-            said = tokens[:, : self.prefix]
-            for _ in range(self.length):
-                logits = run.objective.predict({"input_ids": said})["logits"][:, -1]
-                following = torch.multinomial(
-                    logits.float().softmax(-1).cpu(), 1, generator=generator
-                )
-                said = torch.cat([said, following.to(said.device)], dim=1)
+            start = tokens[:, : self.prefix]
+            said = continued(run.objective.predict, start, self.length, generator, self.decode)
         finally:
             run.model.train(training)
         ours, theirs = (ngrams(x[:, self.prefix : end], self.n) for x in (said, tokens))
