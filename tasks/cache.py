@@ -9,6 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+from datasets import Dataset
+from torch import nn
+
 from training.errors import EnvironmentFault
 
 MANIFEST = "manifest.json"
@@ -29,6 +33,26 @@ def digest(parts: Iterable[str | bytes]) -> str:
         total.update(len(data).to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
+
+
+def dataset_digest(dataset: Dataset) -> str:
+    """SHA-256 of a dataset's rows; of a large one the fingerprint `datasets` gives it."""
+    if dataset.data.nbytes > LARGE:
+        return f"{dataset._fingerprint} {len(dataset)}"
+    total = hashlib.sha256(str(dataset.features).encode())
+    for table in dataset.with_format("arrow").iter(1000):
+        for part in table.combine_chunks().to_batches():  # type: ignore[union-attr]
+            total.update(part.serialize())
+    return total.hexdigest()
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's state."""
+    parts: list[str | bytes] = []
+    for name, value in model.state_dict().items():
+        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        parts += [f"{name} {value.dtype} {tuple(value.shape)}", hashlib.sha256(raw).digest()]
+    return digest(parts)
 
 
 def cached(kind: str, key: str, build: Callable[[Path], None]) -> Path:

@@ -51,7 +51,7 @@ def assemble(config: Config) -> Run:
     if accelerator.num_processes > 1:
         check_strategy(config)
     set_seed(config["seed"])
-    task, batches, model, loss = start_of(config, accelerator)
+    task, batches, model, loss, transforms = start_of(config, accelerator)
     objective = Objective(
         model,
         loss,
@@ -79,6 +79,7 @@ def assemble(config: Config) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         gradient=component(config["gradient"], "gradient"),
+        transforms=transforms,
         callbacks=_ordered(config["callbacks"], "callbacks"),
         post=_ordered(config["post"], "post"),
         batches=batches,
@@ -87,15 +88,19 @@ def assemble(config: Config) -> Run:
     )
 
 
-def start_of(config: Config, accelerator: Accelerator) -> tuple[Any, StepBatches, nn.Module, Any]:
-    """Task, batches, the model on its device as the first step finds it, and the loss.
+def start_of(
+    config: Config, accelerator: Accelerator
+) -> tuple[Any, StepBatches, nn.Module, Any, dict[str, Any]]:
+    """Task, batches, the model on its device as the first step finds it, the loss, and the
+    transforms that the training set went through.
 
     Raises:
         UsageError: when they do not fit one another.
     """
     task = build_task(config["task"])
-    for name, transform in _ordered(config["data"]["transforms"], "data.transforms").items():
-        told = offered(transform, {"task": task})
+    transforms = _ordered(config["data"]["transforms"], "data.transforms")
+    for name, transform in transforms.items():
+        told = offered(transform, {"task": task, "accelerator": accelerator})
         task.train = call(transform, f"data.transforms.{name}", task.train, **told)
     batches = _build_batches(config, task, accelerator)
 
@@ -106,11 +111,13 @@ def start_of(config: Config, accelerator: Accelerator) -> tuple[Any, StepBatches
             call(initialise, f"init.{name}", model, first)
     if config["trainer"]["start_from"]:
         checkpoint.load_weights(model, Path(config["trainer"]["start_from"]))
-    loss = component(config["task"]["loss"], "task.loss") if config["task"]["loss"] else task.loss
+    loss = task.loss
+    if config["task"]["loss"]:
+        loss = component(config["task"]["loss"], "task.loss", {"task": task})
     for name, reparametrise in _ordered(config["reparam"], "reparam").items():
         offers = {"batches": _calibration(batches, accelerator.device), "loss": loss}
         call(reparametrise, f"reparam.{name}", model, **offered(reparametrise, offers))
-    return task, batches, model, loss
+    return task, batches, model, loss, transforms
 
 
 def build_accelerator(trainer: Config) -> Accelerator:
@@ -235,8 +242,10 @@ def _ordered(nodes: Config, where: str) -> dict[str, Any]:
 def _check_trainer(trainer: Config) -> None:
     whole = ("max_steps", "batch_size", "accumulate", "processes", "log_every", "eval_every")
     for key in (*whole, "checkpoint_every", "keep_checkpoints"):
-        if trainer[key] < 1:
-            raise UsageError(f"trainer.{key}: must be at least 1, got {trainer[key]}")
+        nothing = key == "max_steps" and trainer["start_from"] and trainer[key] == 0
+        if trainer[key] < 1 and not nothing:
+            or_none = ", or 0 with trainer.start_from" if key == "max_steps" else ""
+            raise UsageError(f"trainer.{key}: must be at least 1{or_none}, got {trainer[key]}")
     for key, kind in OPTIONAL.items():
         value = trainer[key]
         if value is not None and not (isinstance(value, kind) and value > 0):

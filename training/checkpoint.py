@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from training import shards
 from training.errors import EnvironmentFault, UsageError
 from training.files import write_atomically
-from training.parallel import like
+from training.parallel import like, whole
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -100,15 +100,22 @@ def _seal(temporary: Path, final: Path) -> None:
     temporary.replace(final)
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write the model alone, as safetensors.
+def save_weights(model: torch.nn.Module, path: Path, main: bool = True) -> None:
+    """Write the model alone, as safetensors. All processes call it, and `main` writes.
 
     Raises:
         EnvironmentFault: when the disk refuses.
     """
+    sharded = _is_sharded(model)
+    state = {n: whole(v).contiguous() for n, v in model.state_dict().items()} if sharded else {}
+    if not main:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(path))
+        if sharded:
+            save_file(state, path)
+        else:
+            save_model(model, str(path))
     except WRITE_ERRORS as error:
         raise EnvironmentFault(f"cannot write {path}: {_reason(error)}") from error
 
@@ -222,8 +229,13 @@ def _as_sharded(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict
     }
 
 
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
+def load_weights(model: torch.nn.Module, folder: Path, where: str = "trainer.start_from") -> None:
     """Give a model the weights of the newest whole checkpoint of a run's folder.
+
+    Args:
+        model: changed in place.
+        folder: of the run.
+        where: the configuration key that names it.
 
     Raises:
         UsageError: when there is none, or it is of another model.
@@ -235,9 +247,9 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
         except Damaged:
             continue
         except UsageError as error:
-            raise UsageError(f"trainer.start_from: {error}") from error
+            raise UsageError(f"{where}: {error}") from error
         return
-    raise UsageError(f"trainer.start_from: no whole checkpoint in {folder}")
+    raise UsageError(f"{where}: no whole checkpoint in {folder}")
 
 
 def verify(checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ KNOWN = (
     *("models.", "techniques.", "tasks.", "study.analyses.", "study.figures.", "study.probes."),
     *("training.data.", "training.objective.", "training.schedules.", "training.tracking."),
     *("study.pool.", "study.slurm.", "torch.nn.", "torch.optim."),
-    "pytorch_optimizer.optimizer.",
+    *("pytorch_optimizer.optimizer.", "transformers.generation."),
 )
 """Where a component of somebody else's configuration may come from."""
 DISTRUST = "ASSAY_DISTRUST"
@@ -68,8 +68,12 @@ def factory(node: Any, where: str) -> Callable[..., Any]:
     return functools.partial(made, **bound) if bound else made
 
 
-def component(node: dict[str, Any], where: str) -> Any:
+def component(node: dict[str, Any], where: str, offers: dict[str, Any] | None = None) -> Any:
     """What a node stands for: an instance of a class, or a function bound to its keys.
+
+    Args:
+        node, where: the node and its place in the configuration.
+        offers: by name what a class is told by keyword if its constructor names it.
 
     Raises:
         UsageError: when it cannot be imported or built.
@@ -77,7 +81,7 @@ def component(node: dict[str, Any], where: str) -> Any:
     made = factory(node, where)
     if not inspect.isclass(getattr(made, "func", made)):
         return made
-    return call(made, where)
+    return call(made, where, **offered(made, offers or {}))
 
 
 def call(made: Callable[..., Any], where: str, *args: Any, **kwargs: Any) -> Any:

@@ -7,9 +7,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tasks.domains import COLUMN, number_of
 from tasks.fetch import fetch
 from tasks.losses import IGNORED
+from training.errors import UsageError
 from training.objective import Batch
+
+WEIGHT = "weight"
+"""The column of a training set that weighs its samples."""
 
 
 class Shuffled:
@@ -27,6 +32,64 @@ class Shuffled:
         """One epoch's order, int64."""
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         return torch.randperm(self.length, generator=generator)
+
+
+class Mixture:
+    """Domains in given proportions: an epoch draws as many samples as the training set has, of
+    each domain its weight's share, in random order, as a function of seed and epoch alone.
+
+    Of n samples in an epoch ⌊n·w⌋ or ⌈n·w⌉ are of a domain of weight w, n·w in expectation
+    (systematic sampling), and each place of the epoch has one of it with probability w. A domain's
+    samples come in a random order, fresh in each epoch; a domain that is exhausted begins again in
+    another order, so that within an epoch none of its samples is seen twice before all were once.
+
+    Args:
+        length: samples in the training set.
+        seed: the run's seed.
+        task: has `domains`, their names, and a training set with a column `domain`, as
+            `task=domains`.
+        weights: by domain, at least 0, in any unit; those not named are not drawn.
+
+    Raises:
+        UsageError: for an unknown domain, one that the training set has no sample of, or a task
+            without domains.
+        ValueError: for negative weights, or none above 0.
+    """
+
+    def __init__(self, length: int, seed: int, task: Any, weights: dict[str, float]) -> None:
+        if min(weights.values(), default=0) < 0 or not sum(weights.values()) > 0:
+            raise ValueError(f"weights: must be at least 0 and some above it, got {weights}")
+        self.length, self.seed = length, seed
+        drawn = {name: weight for name, weight in weights.items() if weight > 0}
+        numbers = [number_of(name, task, "data.sampler.weights") for name in drawn]
+        column = torch.as_tensor(task.train[COLUMN][:])
+        self.members = [(column == number).nonzero().flatten() for number in numbers]
+        for name, members in zip(drawn, self.members):
+            if not len(members):
+                raise UsageError(f"data.sampler.weights: no training sample is of '{name}'")
+        shares = torch.tensor(list(drawn.values()), dtype=torch.float64)
+        self.ends = (shares.cumsum(0) / shares.sum())[:-1]
+
+    def indices(self, epoch: int) -> Tensor:
+        """One epoch's order, int64."""
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+        offset = torch.rand((), generator=generator, dtype=torch.float64)
+        places = (torch.arange(self.length) + offset) / self.length
+        counts = torch.searchsorted(self.ends, places, right=True).bincount(
+            minlength=len(self.members)
+        )
+        drawn = [
+            _repeated(members, int(count), generator)
+            for members, count in zip(self.members, counts)
+        ]
+        return torch.cat(drawn)[torch.randperm(self.length, generator=generator)]
+
+
+def _repeated(members: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """So many of the members: all of them in a random order, again and again."""
+    rounds = -(-count // len(members))
+    orders = [torch.randperm(len(members), generator=generator) for _ in range(rounds)]
+    return members[torch.cat(orders)[:count]] if orders else members[:0]
 
 
 def mix(seed: int, counter: int) -> int:
@@ -78,15 +141,20 @@ class StepBatches:
         return batches
 
     def part(self, step: int, number: int) -> Batch:
-        """Part `number` of a step's samples; `index` is which samples of the training set."""
+        """Part `number` of a step's samples; `index` is which samples of the training set, `step`
+        the number of steps before, and `weight`, where the training set has this column, theirs."""
         indices = self._indices(step * self.batch_size, self.batch_size)
         own = indices.tensor_split(self.accumulate * self.world)[number]
         seed = mix(self.seed, step)
         generator = torch.Generator().manual_seed(mix(seed, number) if number else seed)
-        batch = self.task.prepare(fetch(self.task.train, own), generator, True)
+        fetched = fetch(self.task.train, own)
+        batch = self.task.prepare(fetched, generator, True)
         batch["index"] = own
+        if WEIGHT in fetched:
+            batch[WEIGHT] = fetched[WEIGHT]
         for transform in self.transforms:
             batch = transform(batch, generator)
+        batch["step"] = torch.tensor(step)
         return batch
 
     def _indices(self, start: int, count: int) -> Tensor:

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from techniques.reparam import adapters
 from training import checkpoint
-from training.assemble import assemble
 from training.configs import Config
 from training.errors import EnvironmentFault, UsageError
+from training.trained import trained
 
 
 def write(
@@ -37,18 +37,7 @@ def write(
             of a model that has none.
         EnvironmentFault: when the folder cannot be written.
     """
-    found = checkpoint.found(run)
-    chosen = (checkpoint.best(run) if which == "best" else None) or next(iter(found), None)
-    if chosen is None:
-        raise UsageError(f"{run} has no checkpoint to export")
-    try:
-        checkpoint.verify(chosen)
-    except checkpoint.Damaged as damage:
-        raise UsageError(
-            f"{damage}; --checkpoint {'last' if which == 'best' else 'best'} may be whole"
-        ) from damage
-    parts = assemble(config)
-    checkpoint.load_model_of(chosen, parts.model)
+    parts, step = trained(run, config, which)
     model = parts.model
     if merge:
         merge_parametrizations(model)
@@ -66,7 +55,7 @@ def write(
             (to / "config.json").write_text(json.dumps(config, indent=2))
     except OSError as error:
         raise EnvironmentFault(f"cannot write {to}: {error.strerror}") from error
-    return {"path": str(to), "step": int(chosen.name.split("-")[1]), "format": form}
+    return {"path": str(to), "step": step, "format": form}
 
 
 def merge_parametrizations(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -22,12 +23,13 @@ class Losses:
     """One step's losses.
 
     `total` is the scalar to differentiate; `parts` are scalars by name (`loss`, and one for each
-    penalty before its coefficient), which a gradient estimator may differentiate one by one; those
-    that it returns are detached.
+    penalty before its coefficient), which a gradient estimator may differentiate one by one
+    (`techniques/gradient/parts.py`); those that it returns are detached. `outputs` are the model's.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
+    outputs: Any = None
 
 
 class Objective(nn.Module):
@@ -82,17 +84,29 @@ class Objective(nn.Module):
         """The model's outputs for a batch."""
         return self.model(**{name: batch[name] for name in self.inputs if name in batch})
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, only: str | None = None) -> Losses:
+        """The losses of a batch; `only` names the one part that `total` is to be, the task's loss
+        or a penalty times its coefficient. The others are then left out, or counted 0 times where
+        processes wait for every parameter's gradient."""
         outputs = self.predict(batch)
-        loss = self.weighting(self.loss(outputs, batch), outputs, batch)
-        parts, total = {"loss": loss}, loss
+        every = only is None or _several_processes()
+        terms: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
+        if every or only == "loss":
+            parts["loss"] = self.weighting(self.loss(outputs, batch), outputs, batch)
+            terms["loss"] = parts["loss"]
         if self.penalties:
             unshard(self.model)  # a penalty may read any weight
         for name, (penalty, coefficient) in self.penalties.items():
-            value = penalty(self.model, outputs, batch)
-            parts[name] = value
-            total = total + coefficient * value
-        return Losses(total, parts)
+            if every or only == name:
+                parts[name] = penalty(self.model, outputs, batch)
+                terms[name] = coefficient * parts[name]
+        first, *others = (t if only in (None, name) else 0 * t for name, t in terms.items())
+        return Losses(sum(others, first), parts, outputs)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def unshard(model: nn.Module) -> None:
@@ -115,19 +129,24 @@ def predict(model: nn.Module, batch: Batch) -> Any:
 
 
 def backprop(
-    objective: nn.Module, model: nn.Module, microbatches: list[Batch], backward: Backward
+    objective: nn.Module,
+    model: nn.Module,
+    microbatches: list[Batch],
+    backward: Backward,
+    only: str | None = None,
 ) -> Losses:
     """Backpropagate every micro-batch, weighted by its `share` of the global batch's labels.
 
-    Gradients add to `.grad`. Processes exchange gradients only on the last micro-batch. Returns the
-    weighted mean losses, detached.
+    Gradients add to `.grad`; of one part times its coefficient where `only` names it. Processes
+    exchange gradients only on the last micro-batch. Returns the weighted mean losses, detached.
     """
     total, parts = torch.zeros((), device=microbatches[0]["share"].device), {}
     for i, batch in enumerate(microbatches):
         last = i == len(microbatches) - 1
         no_sync = getattr(objective, "no_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if last else no_sync():
-            losses = objective(batch)
+            losses = objective(batch) if only is None else objective(batch, only)
+            losses.outputs = None  # else logits would stay through the backward
             share = batch["share"]
             backward(losses.total * share)
         total = total + losses.total.detach() * share

@@ -33,6 +33,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     schedule: Any
     gradient: Any
+    transforms: dict[str, Any]
     callbacks: dict[str, Any]
     post: dict[str, Any]
     batches: StepBatches
@@ -84,6 +85,7 @@ class Run:
         """The parts, beside model and optimizer, whose state a checkpoint keeps, by name."""
         parts = {"schedule": self.schedule, "gradient": self.gradient}
         parts |= {f"callback/{name}": callback for name, callback in self.callbacks.items()}
+        parts |= {f"transform/{name}": transform for name, transform in self.transforms.items()}
         parts["sampler"] = self.batches.sampler
         if self.accelerator.scaler is not None:
             parts["scaler"] = self.accelerator.scaler

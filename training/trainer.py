@@ -79,6 +79,8 @@ def fit(run: Run, tracker: Any, progress: Progress) -> str:
                 break
     if interrupts:
         return STOPPED
+    if run.max_steps == 0 and not checkpoint.found(run.folder):
+        _look(run, tracker, progress)
     _notify(run, "on_fit_end")
     _post(run, tracker, progress)
     return COMPLETED
@@ -220,6 +222,16 @@ def _save(run: Run) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def _look(run: Run, tracker: Any, progress: Progress) -> None:
+    """Evaluate and keep what a run without steps starts from."""
+    _notify(run, "on_eval_start")
+    run.evaluation = 0, evaluate(run)
+    _notify(run, "on_eval_end")
+    _write(run, run.evaluation[1] | run.recorded, tracker, progress)
+    run.recorded = {}
+    _save(run)
+
+
 def _post(run: Run, tracker: Any, progress: Progress) -> None:
     """Apply the steps after training, evaluating and keeping the model after each."""
     for name, step in run.post.items():
@@ -227,8 +239,7 @@ def _post(run: Run, tracker: Any, progress: Progress) -> None:
         metrics = {f"post/{name}/{key}": value for key, value in evaluate(run).items()}
         _write(run, metrics | run.recorded, tracker, progress)
         run.recorded = {}
-        if run.main:
-            checkpoint.save_weights(run.model, run.folder / "post" / f"{name}.safetensors")
+        checkpoint.save_weights(run.model, run.folder / "post" / f"{name}.safetensors", run.main)
 
 
 @contextlib.contextmanager
@@ -243,6 +254,6 @@ def _mistakes() -> Iterator[None]:
 
 
 def _notify(run: Run, event: str) -> None:
-    for callback in run.callbacks.values():
-        if hasattr(callback, event):
-            getattr(callback, event)(run)
+    for part in (*run.transforms.values(), *run.callbacks.values()):
+        if hasattr(part, event):
+            getattr(part, event)(run)

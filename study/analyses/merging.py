@@ -7,10 +7,9 @@ import torch
 
 from study.analyses import BySeed, Table
 from techniques.reparam.adapters import adapters
-from training import checkpoint
-from training.assemble import assemble
 from training.evaluate import evaluate
 from training.run import Run
+from training.trained import trained
 
 
 def crosstalk(table: Table, *, families: dict[str, list[str]]) -> BySeed:
@@ -42,7 +41,7 @@ def crosstalk(table: Table, *, families: dict[str, list[str]]) -> BySeed:
 
 @torch.no_grad()
 def _loss_added(rows: list[dict[str, Any]]) -> float:
-    runs = [_restored(row) for row in rows]
+    runs = [restored(row) for row in rows]
     before = [evaluate(run)["val/loss"] for run in runs]
     changes = [_changes(run) for run in runs]
     for own, run in zip(changes, runs):
@@ -53,10 +52,9 @@ def _loss_added(rows: list[dict[str, Any]]) -> float:
     return sum(after) / len(after) - sum(before) / len(before)
 
 
-def _restored(row: dict[str, Any]) -> Run:
-    run = assemble(row["config"])
-    checkpoint.load_model_of(checkpoint.found(Path(row["run_dir"]))[0], run.model)
-    return run
+def restored(row: dict[str, Any]) -> Run:
+    """A run of the table, with its last weights."""
+    return trained(Path(row["run_dir"]), row["config"])[0]
 
 
 def _layers(run: Run) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tasks.fetch import fetch
-from training.data import move
+from techniques.callback import probing
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -36,18 +35,10 @@ class Calibration:
         """Measure when training is over."""
         if run.step < run.max_steps:
             return
-        training = run.model.training
-        run.model.eval()
         found = []
-        with torch.no_grad(), run.accelerator.autocast():
-            for part in torch.arange(len(run.task.validation)).split(256):
-                rows = fetch(run.task.validation, part)
-                generator = torch.Generator().manual_seed(0)
-                batch = move(run.task.prepare(rows, generator, False), run.device)
-                logits = run.objective.predict(batch)["logits"].double()
-                confidence, predicted = logits.softmax(-1).max(-1)
-                found.append(torch.stack([confidence, (predicted == batch["labels"]).double()]))
-        run.model.train(training)
+        for batch, outputs in probing.validation(run):
+            confidence, predicted = outputs["logits"].double().softmax(-1).max(-1)
+            found.append(torch.stack([confidence, (predicted == batch["labels"]).double()]))
         confidence, correct = torch.cat(found, 1).cpu()
         run.record(
             {

@@ -34,6 +34,21 @@ def looking(run: "Run") -> Iterator[None]:
         run.model.train(training)
 
 
+@contextlib.contextmanager
+def exact(model: nn.Module) -> Iterator[None]:
+    """Within it, layers whose gradients are random or biased have the exact ones: those with an
+    attribute `exact`, which is true meanwhile."""
+    layers = [m for m in model.modules() if isinstance(getattr(m, "exact", None), bool)]
+    before = [m.exact for m in layers]
+    for layer in layers:
+        layer.exact = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before):
+            layer.exact = value
+
+
 def forward(run: "Run") -> None:
     """Run the model on the last micro-batch, `looking`; hooks on its layers see it."""
     with looking(run):
@@ -57,6 +72,17 @@ def watch(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def validation(run: "Run", size: int = 256) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Batches of the whole validation set, each with the model's outputs, `looking`."""
+    for part in torch.arange(len(run.task.validation)).split(size):
+        rows = fetch(run.task.validation, part)
+        generator = torch.Generator().manual_seed(0)
+        batch = move(run.task.prepare(rows, generator, False), run.device)
+        with looking(run):
+            outputs = run.objective.predict(batch)
+        yield batch, outputs
 
 
 def training_batch(run: "Run", samples: int) -> dict[str, Any]:

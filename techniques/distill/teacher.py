@@ -1,10 +1,7 @@
 """A teacher: another model, whose logits the training losses find in their batches."""
 
-import contextlib
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks.cache import LARGE, cached, digest
+from tasks.cache import cached, dataset_digest, digest, model_digest
 from tasks.fetch import fetch
 from tasks.losses import IGNORED, precise
-from training import checkpoint
-from training.assemble import start_of
-from training.components import DISTRUST, call, distrust, offered
+from training.components import call, offered
 from training.data import move
 from training.errors import UsageError
-from training.folder import read_config
 from training.objective import Batch, inputs_of, predict
+from training.trained import model_of
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -114,20 +109,7 @@ class Teacher:
     def _of_folder(self, run: "Run") -> tuple[nn.Module, str]:
         """The model of a run's folder, and what it is beside its weights."""
         assert self.of is not None
-        path = Path(self.of)
-        single = path.parent.name == "checkpoints"
-        try:
-            with _trusting(self.trust):
-                config = read_config(path.parent.parent if single else path)
-                if not config["reparam"]:  # then what it started from makes no difference
-                    config = {**config, "trainer": {**config["trainer"], "start_from": None}}
-                torch.manual_seed(config["seed"])
-                model = start_of(config, run.accelerator)[2]
-            _load_newest([path] if single else checkpoint.found(path), model)
-        except UsageError as error:
-            reason = str(error).replace("--trust", "callbacks.teacher.trust=true")
-            raise UsageError(f"callbacks.teacher.of: {reason}") from error
-        return model, json.dumps([config["model"], config["reparam"]])
+        return model_of(self.of, run.accelerator, "callbacks.teacher.of", self.trust)
 
     def _of_component(self, run: "Run") -> tuple[nn.Module, str]:
         """The model of a component, and what it is beside its weights."""
@@ -171,7 +153,7 @@ class Teacher:
         self._check_same(run)
         count, size = len(run.task.train), run.config["trainer"]["batch_size"]
         how = json.dumps([run.config["task"], run.config["trainer"]["precision"], self.dtype])
-        key = digest([_weights(self.model), about, _contents(run.task.train), how])
+        key = digest([model_digest(self.model), about, dataset_digest(run.task.train), how])
 
         def build(folder: Path) -> None:
             file = None
@@ -230,33 +212,6 @@ def label_log_p(log_p: Tensor, labels: Tensor) -> Tensor:
     return found.masked_fill(ignored, 0.0)
 
 
-def _load_newest(candidates: list[Path], model: nn.Module) -> None:
-    """Give a model the weights of the first checkpoint that is whole."""
-    reason = "it has no checkpoint"
-    for candidate in candidates:
-        try:
-            checkpoint.verify(candidate)
-            checkpoint.load_model_of(candidate, model)
-        except checkpoint.Damaged as damage:
-            reason = str(damage)
-            continue
-        return
-    raise UsageError(reason)
-
-
-@contextlib.contextmanager
-def _trusting(trust: bool) -> Iterator[None]:
-    """Within it, unless trusted, components come from known packages alone."""
-    before = os.environ.get(DISTRUST)
-    if not trust:
-        distrust()
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(DISTRUST, None)
-
-
 def _prepared(run: "Run", rows: Tensor, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     batch = run.task.prepare(fetch(run.task.train, rows), generator, True)
@@ -265,23 +220,3 @@ def _prepared(run: "Run", rows: Tensor, seed: int = 0) -> Batch:
 
 def _classes(run: "Run") -> int | None:
     return next((run.task.dims[name] for name in CLASSES if name in run.task.dims), None)
-
-
-def _weights(model: nn.Module) -> str:
-    """SHA-256 of a model's state."""
-    parts: list[str | bytes] = []
-    for name, value in model.state_dict().items():
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        parts += [f"{name} {value.dtype} {tuple(value.shape)}", hashlib.sha256(raw).digest()]
-    return digest(parts)
-
-
-def _contents(dataset: Any) -> str:
-    """SHA-256 of a dataset's rows; of a large one the fingerprint `datasets` gives it."""
-    if dataset.data.nbytes > LARGE:
-        return f"{dataset._fingerprint} {len(dataset)}"
-    total = hashlib.sha256(str(dataset.features).encode())
-    for table in dataset.with_format("arrow").iter(1000):
-        for part in table.combine_chunks().to_batches():
-            total.update(part.serialize())
-    return total.hexdigest()
