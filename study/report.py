@@ -1,5 +1,6 @@
 """One self-contained HTML page about a recipe, a sweep or any runs."""
 
+import base64
 import json
 import re
 import shlex
@@ -11,7 +12,7 @@ import jinja2
 import markupsafe
 import yaml
 
-from study import plots, reproduce, sweep
+from study import plots, reproduce, selections, sweep
 from study.collect import Collection
 from study.commands import command
 from study.compare import Group, differences, metrics, shown, with_interval
@@ -58,6 +59,7 @@ def page(collection: Collection, again: str) -> str:
         claims=_claims(collection),
         sweep=_sweep(collection),
         figures=_figures(collection),
+        selections=_selections(collection),
         arms=_arms(collection),
         tuning=_tuning(collection),
         runs=_runs(collection),
@@ -139,6 +141,60 @@ def _figures(collection: Collection) -> list[tuple[str, str]]:
             title += f", the {len(shown)} best of {len(collection.groups)}"
         found.append((title, plots.curves(curves, metric)))
     return [(caption, plots.svg(figure, caption)) for caption, figure in found]
+
+
+def _selections(collection: Collection) -> list[dict[str, Any]]:
+    """What the stages of each group's first run kept of its training set."""
+    shown = []
+    for group in _shown(collection):
+        folder = Path(group.runs[0]["run_dir"])
+        for name, about in selections.found(folder).items():
+            title = group.label if name in group.label else f"{group.label}: {name}"
+            title += f", seed {group.runs[0]['config']['seed']}"
+            pictures = about["pictures"] and (folder / selections.FOLDER / about["pictures"])
+            shown.append(
+                {
+                    "title": title,
+                    "drawing": plots.svg(selections.histogram(about), f"Scores, {title}"),
+                    "numbers": _selection_numbers(about),
+                    "groups": _selection_groups(about),
+                    "examples": _selection_examples(about),
+                    "pictures": pictures and base64.b64encode(pictures.read_bytes()).decode(),
+                }
+            )
+    return shown
+
+
+def _selection_numbers(about: dict[str, Any]) -> Table:
+    table = Table("What was kept", ["", "value"])
+    table.rows = [
+        ["samples", f"{about['samples']:,}"],
+        ["kept", f"{about['kept']:,} ({about['kept'] / about['samples']:.1%})"],
+        ["threshold", _number(about["threshold"])],
+        ["scores from the cache", "yes" if about["from_cache"] else "no"],
+    ]
+    if about["drawn"] != about["kept"]:
+        table.rows.insert(2, ["with repetitions", f"{about['drawn']:,}"])
+    if about["weights"]:
+        table.rows.append(["weights", " to ".join(map(_number, about["weights"]))])
+    table.rows += [[f"quantile {q}", _number(v)] for q, v in about["quantiles"].items()]
+    return table
+
+
+def _selection_groups(about: dict[str, Any]) -> Table | None:
+    if not about["groups"]:
+        return None
+    table = Table("By domain or class", ["", "samples", "kept", "share of it", "share of the kept"])
+    for name, (before, after) in about["groups"].items():
+        shares = (f"{after / before:.1%}", f"{after / about['kept']:.1%}")
+        table.rows.append([name, f"{before:,}", f"{after:,}", *shares])
+    return table
+
+
+def _selection_examples(about: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Samples of the lowest and highest scores, where they are text."""
+    found = about["examples"].items()
+    return [(name, rows) for name, rows in found if any(row["text"] is not None for row in rows)]
 
 
 def _interval_rows(

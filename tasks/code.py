@@ -5,7 +5,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.language_modeling import LanguageModeling
+from tasks.language_modeling import LanguageModeling, Texts
 from tasks.sources import locate
 from training.errors import UsageError
 
@@ -39,26 +39,43 @@ def code(
     Raises:
         UsageError: for a path that is not there, or holds too little text.
     """
-    library = Path(sysconfig.get_path("stdlib"))
-    place = library if path is None else locate(path)
-    if place is None and path and (library / path).is_dir():
-        place = library / path
-    if place is None:
-        raise UsageError(f"task.path: no file or folder '{path}'")
-    files = [place] if place.is_file() else _files(place, suffix)
-    held_out = [file for file in files if _is_held_out(file.relative_to(place))]
-    train = [file for file in files if file not in held_out]
-    if not held_out or not train:
-        train, held_out = files, []
+    train, validation, source = documents(path, suffix)
     return LanguageModeling(
-        lambda: _texts(train),
-        (lambda: _texts(held_out)) if held_out else None,
-        source=str(place) if place.is_file() else f"{place}/**/*{suffix}",
+        train,
+        validation,
+        source=source,
         context_length=context_length,
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         objective=objective,
     )
+
+
+def documents(
+    path: str | None, suffix: str, key: str = "task.path"
+) -> tuple[Texts, Texts | None, str]:
+    """Files to train on, files held out, and what they are called together.
+
+    Args:
+        path, suffix: as for `code`.
+        key: the configuration key an error names.
+
+    Raises:
+        UsageError: for a path that is not there.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    place = library if path is None else locate(path)
+    if place is None and path and (library / path).is_dir():
+        place = library / path
+    if place is None:
+        raise UsageError(f"{key}: no file or folder '{path}'")
+    files = [place] if place.is_file() else _files(place, suffix)
+    held_out = [file for file in files if _is_held_out(file.relative_to(place))]
+    train = [file for file in files if file not in held_out]
+    if not held_out or not train:
+        train, held_out = files, []
+    source = str(place) if place.is_file() else f"{place}/**/*{suffix}"
+    return lambda: _texts(train), (lambda: _texts(held_out)) if held_out else None, source
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

@@ -37,7 +37,7 @@ class LanguageModeling:
             is held out.
         source: what the text is called in an error.
         context_length: tokens in a window.
-        tokenizer: `"bytes"`, `"bpe"`, or a tokenizer's path or hub id.
+        tokenizer: `"bytes"`, `"bpe"`, a tokenizer's path or hub id, or one of `tasks.tokenizers`.
         vocab_size: of a BPE that is trained here.
         objective: `"causal"`, or `"masked"`: of 15% of the tokens, 80% become the mask token, 10%
             a random one and 10% stay, and these alone are predicted.
@@ -55,7 +55,7 @@ class LanguageModeling:
         *,
         source: str,
         context_length: int,
-        tokenizer: str,
+        tokenizer: str | tokenizers.Bytes | tokenizers.Subwords,
         vocab_size: int,
         objective: str,
     ) -> None:
@@ -64,7 +64,9 @@ class LanguageModeling:
         if objective not in ("causal", "masked"):
             raise UsageError(f"task.objective: 'causal' or 'masked', got '{objective}'")
         content = digest(train())
-        self.tokenizer = tokenizers.build(tokenizer, vocab_size, train(), content)
+        if isinstance(tokenizer, str):
+            tokenizer = tokenizers.build(tokenizer, vocab_size, train(), content)
+        self.tokenizer = tokenizer
         self.objective = objective
         self.train, about = _windows(train, content, self.tokenizer, context_length)
         if validation is None:

@@ -22,6 +22,10 @@ class Bytes:
         """Ids of each text, uint8."""
         return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
+        return bytes(ids).decode(errors="replace")
+
 
 class Subwords:
     """A tokenizer of the `tokenizers` library, from its `tokenizer.json`.
@@ -46,6 +50,10 @@ class Subwords:
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         kind = smallest_dtype(self.vocab_size + 1)
         return [np.array(one.ids, dtype=kind) for one in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def build(kind: str, vocab_size: int, texts: Iterable[str], content: str) -> Bytes | Subwords:
