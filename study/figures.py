@@ -105,6 +105,78 @@ def over_steps(table: Table, *, metric: str, log: bool = False) -> "Figure":
     return drawn
 
 
+def estimator(table: Table) -> "Figure":
+    """What `study.probes.estimator.Estimator` records over steps, mean and range over seeds of each
+    arm: the bias, and dotted the one that chance alone gives to so many draws; the variance, and
+    dotted that of exact gradients of mini-batches."""
+    drawn = figure(10, 4)
+    pairs = {"bias": "bias_error", "variance": "batch_variance"}
+    for axes, (name, other) in zip(drawn.subplots(1, 2), pairs.items()):
+        for number, arm in enumerate(dict.fromkeys(run["arm"] for run in table)):
+            lines = [run["lines"] for run in table if run["arm"] == arm]
+            colour = COLOURS[number % len(COLOURS)]
+            band(axes, lines, f"estimator/{name}", colour, label=arm, marker="o", ms=4)
+            band(axes, lines, f"estimator/{other}", colour, ls=":")
+        axes.set_yscale("symlog", linthresh=1e-4)
+        _finish(axes, "step", f"{name} (dotted: {other.replace('_', ' ')})")
+    return drawn
+
+
+def memory(table: Table, *, arms: list[str] | None = None, metric: str = "train/loss") -> "Figure":
+    """Loss curves beside what `study.probes.memory.StepMemory` records of each arm, averaged over
+    seeds: bars of a step's peak memory, and of its FLOPs, filled for the share recomputed.
+
+    Args:
+        arms: those drawn, in this order; default: all.
+        metric: of the curves.
+
+    Raises:
+        ValueError: for an arm without the probe's metrics.
+    """
+    names = arms or list(dict.fromkeys(run["arm"] for run in table))
+    drawn = figure(10, max(3.2, 1.4 + 0.45 * len(names)))
+    curves, memory, work = drawn.subplots(1, 3, width_ratios=[2, 1, 1])
+    means = {arm: [_mean(table, arm, f"probe/{key}") for key in COSTS] for arm in names}
+    unit, name = _unit(max(total for _, total, _ in means.values()))
+    for number, (arm, (peak, total, again)) in enumerate(means.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        lines = [run["lines"] for run in table if run["arm"] == arm]
+        width = 1.5 + 2 * (len(names) - 1 - number)  # equal curves would hide each other
+        band(curves, lines, metric, colour, label=arm, lw=min(width, 8))
+        bars = [
+            (memory, {"width": peak, "color": colour}, f"{peak:.3g}"),
+            (work, {"width": total / unit, "edgecolor": colour, "fill": False}, ""),
+            (work, {"width": again / unit, "color": colour}, f"{again / total:.0%}"),
+        ]
+        for axes, style, text in bars:
+            bar = axes.barh(number, height=0.6, **style)
+            axes.bar_label(bar, [text], padding=3, fontsize=8)
+    for axes, label in ((memory, "peak memory of a step (MiB)"), (work, f"{name} of a step")):
+        axes.set_yticks(range(len(names)), names if axes is memory else [""] * len(names))
+        axes.invert_yaxis()
+        axes.margins(x=0.25)
+        axes.set_axisbelow(True)
+        _finish(axes, label, "")
+    work.set_title("filled: recomputed", fontsize=9)
+    _finish(curves, "step", metric)
+    return drawn
+
+
+COSTS = ("step_memory", "step_flops", "recomputed_flops")
+
+
+def _mean(table: Table, arm: str, metric: str) -> float:
+    values = [r["metrics"][metric] for r in table if r["arm"] == arm and metric in r["metrics"]]
+    if not values:
+        raise ValueError(f"arms: no run of '{arm}' has '{metric}' (callbacks: StepMemory)")
+    return sum(values) / len(values)
+
+
+def _unit(flops: float) -> tuple[float, str]:
+    power = min(int(math.log10(max(flops, 1)) // 3), 4)
+    return 1000.0**power, ("", "k", "M", "G", "T")[power] + "FLOP"
+
+
 def over_arms(table: Table, *, metric: str) -> "Figure":
     """The last value of a metric over the arms' learning rates, one line for each family of arms
     (the name before its last `_`): mean over seeds, band from the lowest to the highest."""
