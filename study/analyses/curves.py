@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from study.analyses import BySeed, Table, by_arm
@@ -89,6 +90,33 @@ def tolerance(table: Table, *, metric: str, within: float) -> BySeed:
             good = sum(value >= best - within for _, value in points if math.isfinite(value))
             found.setdefault(family, {})[seed] = good * spacing
     return found
+
+
+def oscillation(table: Table, *, metric: str, best: float = 0.0, after: float = 0.5) -> BySeed:
+    """By arm and seed, how much `metric` changes from one record to the next, as a share of how far
+    it is from its best: mean |xₖ₊₁ − xₖ| over mean |xₖ − best|. A slow trend hardly counts.
+
+    Args:
+        table: the runs.
+        metric: an error of any unit.
+        best: the value that is no error.
+        after: fraction of the steps from which on it is looked at.
+
+    Raises:
+        ValueError: for a metric no run has.
+    """
+    _check(table, metric)
+
+    def swing(run: dict[str, Any]) -> float | None:
+        first = after * run["config"]["trainer"]["max_steps"]
+        values = [r[metric] for r in run["lines"] if metric in r and r["step"] >= first]
+        error = sum(abs(value - best) for value in values) / max(len(values), 1)
+        if len(values) < 2 or not error:
+            return None
+        changes = [abs(late - early) for early, late in pairwise(values)]
+        return sum(changes) / len(changes) / error
+
+    return by_arm(table, swing)
 
 
 def _check(table: Table, metric: str) -> None:

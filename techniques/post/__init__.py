@@ -1,0 +1,1 @@
+"""Techniques for the `post` slot."""
