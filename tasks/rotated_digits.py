@@ -51,13 +51,20 @@ class RotatedDigits(Digits):
         sources, targets = turned(train, angles), turned(validation, (held_out,))
         self.mean, self.std = float(sources.mean()), float(sources.std())
         self.train = as_dataset(
-            {"pixels": sources, "labels": train_labels, "held_out": np.zeros(len(sources), int)}
+            {
+                "pixels": sources,
+                "labels": train_labels,
+                "held_out": np.zeros(len(sources), int),
+                "angle": np.resize(angles, len(sources)),
+            }
         )
+        at = np.resize(angles, len(targets))
         self.validation = as_dataset(
             {
                 "pixels": np.concatenate([targets, turned(validation, angles)]),
                 "labels": np.concatenate([labels, labels]),
                 "held_out": np.repeat([1, 0], len(targets)),
+                "angle": np.concatenate([np.full(len(targets), held_out), at]),
             }
         )
 
