@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class HessianEigenvalue:
     """Records the largest eigenvalue of the training loss's Hessian after the last step, as
-    `probe/hessian`.
+    `probe/hessian`, and if asked the smallest as `probe/hessian_smallest`: below 0 at a saddle.
 
     The loss is the task's mean loss, without penalties, over evenly spaced training samples, the
     model in evaluation mode. Lanczos iteration (`scipy.sparse.linalg.eigsh`) on Hessian-vector
@@ -27,42 +27,62 @@ class HessianEigenvalue:
         samples: of the training set, all in one batch.
         tolerance: relative, of the eigenvalue.
         exclude: regular expression, searched in the names of parameters that are held constant.
+        classes: labels of the samples whose loss it is; default all.
+        smallest: whether to find the smallest eigenvalue too.
 
     Raises:
-        ValueError: for fewer than one sample.
+        ValueError: for fewer than one sample, or at the end for classes that none of them has.
 
     Source: the measurement of "Sharpness-Aware Minimization for Efficiently Improving
     Generalization", arXiv 2010.01412, section 4.
     """
 
     def __init__(
-        self, samples: int = 512, tolerance: float = 1e-3, exclude: str | None = None
+        self,
+        samples: int = 512,
+        tolerance: float = 1e-3,
+        exclude: str | None = None,
+        classes: list[int] | None = None,
+        smallest: bool = False,
     ) -> None:
         if samples < 1:
             raise ValueError(f"samples: must be at least 1, got {samples}")
         self.samples, self.tolerance, self.exclude = samples, tolerance, exclude
+        self.classes, self.smallest = classes, smallest
 
     def on_eval_end(self, run: "Run") -> None:
         """Measure when training is over."""
         if run.step < run.max_steps:
             return
         batch = probing.training_batch(run, self.samples)
+        if self.classes is not None:
+            chosen = torch.isin(batch["labels"], torch.tensor(self.classes, device=run.device))
+            if not chosen.any():
+                raise ValueError(f"classes: no training sample is of {self.classes}")
+            batch = {name: value[chosen] for name, value in batch.items()}
         training = run.model.training
         run.objective.eval()
         try:
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 losses = run.task.loss(run.objective.predict(batch), batch)
-                value = top_eigenvalue(losses.mean(), run.model, self.tolerance, self.exclude)
+                ends = (losses.mean(), run.model, self.tolerance, self.exclude)
+                found = {"probe/hessian": eigenvalue(*ends)}
+                if self.smallest:
+                    found["probe/hessian_smallest"] = eigenvalue(*ends, which="SA")
         finally:
             run.objective.train(training)
-        run.record({"probe/hessian": value})
+        run.record(found)
 
 
-def top_eigenvalue(
-    loss: Tensor, model: nn.Module, tolerance: float = 1e-3, exclude: str | None = None
+def eigenvalue(
+    loss: Tensor,
+    model: nn.Module,
+    tolerance: float = 1e-3,
+    exclude: str | None = None,
+    which: str = "LA",
 ) -> float:
-    """The largest eigenvalue of a scalar loss's Hessian over the model's trained parameters, but
-    those whose name has a match of `exclude`."""
+    """The largest (`which="LA"`) or smallest (`"SA"`) eigenvalue of a scalar loss's Hessian over
+    the model's trained parameters, but those whose name has a match of `exclude`."""
     parameters = [
         p
         for name, p in model.named_parameters()
@@ -81,5 +101,5 @@ def top_eigenvalue(
     size = flat.numel()
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
     start = np.random.default_rng(0).standard_normal(size)
-    values, _ = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance)  # type: ignore[arg-type]
+    values, _ = eigsh(operator, k=1, which=which, v0=start, tol=tolerance)  # type: ignore[arg-type]
     return float(values[0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from study.analyses import attention, curves, layers, ranking, scaling
+from study.analyses.quantisation import best_fraction
 
 
 def run(arm="a", seed=0, lines=(), metrics=None, **config):
@@ -166,3 +167,32 @@ def test_ranks_are_those_of_the_worst_set():
         ranking.ranks(table, metric="e", groups={"a": ["d"]})
     with pytest.raises(ValueError, match=r"^direction"):
         ranking.ranks(table, metric="e", groups={}, direction="up")
+
+
+def test_best_fraction_is_where_a_parabola_is_least():
+    """Losses (log f − log f*)² are least at f*, whatever the grid; beyond it at its end."""
+    grid = (0.1, 0.3, 0.6, 0.85)
+    runs = []
+    for budget, best in {"short": 0.2, "long": 0.5, "longest": 0.99}.items():
+        for seed in (0, 1):
+            for f in grid:
+                loss = 1 + seed + (math.log(f) - math.log(best)) ** 2
+                runs.append({"arm": f"{budget}{f}", "seed": seed, "metrics": {"val/loss": loss}})
+    arms = {b: {f: f"{b}{f}" for f in grid} for b in ("short", "long", "longest")}
+    found = best_fraction(runs, budgets=arms)
+    assert found["short"] == pytest.approx({0: 0.2, 1: 0.2})
+    assert found["long"] == pytest.approx({0: 0.5, 1: 0.5})
+    assert found["longest"] == {0: 0.85, 1: 0.85}
+    with pytest.raises(ValueError, match="no finished run of arm 'other'"):
+        best_fraction(runs, budgets={"short": arms["short"] | {0.7: "other"}})
+
+
+def test_oscillation():
+    """By hand: errors 2, 4, 2, 4 around −1 from the second half on, which change by 2 each."""
+    lines = [{"step": 10, "x": 99.0}, {"step": 45, "x": -77.0}]
+    lines += [{"step": 50 + k, "x": -3.0 - 2 * (k % 2), "y": 5.0} for k in range(4)]
+    found = curves.oscillation([run(lines=lines), FAILED], metric="x", best=-1.0)
+    assert found == {"a": {0: pytest.approx(2 / 3)}}
+    assert curves.oscillation([run(lines=lines)], metric="y") == {"a": {0: 0.0}}
+    with pytest.raises(ValueError, match=r"^metric: no run has 'z'"):
+        curves.oscillation([run(lines=lines)], metric="z")

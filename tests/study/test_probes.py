@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from study.probes.activation_variance import ActivationVariance
-from study.probes.hessian import HessianEigenvalue, top_eigenvalue
+from study.probes.class_accuracy import ClassAccuracy
+from study.probes.hessian import HessianEigenvalue, eigenvalue
 from study.probes.memory import MIB, Live, StepMemory
 from study.probes.recitation import Recitation
 from tests.cli.invoke import invoke
@@ -40,8 +41,43 @@ def test_top_eigenvalue_of_a_quadratic():
     q, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
     a = q @ torch.diag(torch.tensor([-9.0, 1.0, 2.0, 5.0])) @ q.T
     holder = nn.ParameterList([nn.Parameter(torch.randn(4))])
-    found = top_eigenvalue(0.5 * holder[0] @ a @ holder[0], holder, 1e-6)
+    found = eigenvalue(0.5 * holder[0] @ a @ holder[0], holder, 1e-6)
     assert found == pytest.approx(5.0, rel=1e-3)
+
+
+def test_smallest_eigenvalue_of_a_quadratic():
+    a = torch.diag(torch.tensor([1.0, -9.0, 5.0, 2.0]))
+    holder = nn.ParameterList([nn.Parameter(torch.ones(4))])
+    found = eigenvalue(0.5 * holder[0] @ a @ holder[0], holder, 1e-6, which="SA")
+    assert found == pytest.approx(-9.0, rel=1e-3)
+
+
+def test_hessian_of_some_classes(tmp_path):
+    """Of all classes at once it is the whole loss's; of one it is another's."""
+    probe = "study.probes.hessian.HessianEigenvalue,samples:256,smallest:true"
+    keys = ("probe/hessian", "probe/hessian_smallest")
+    found = []
+    for number, classes in enumerate(("null", "[0,1,2,3,4,5,6,7,8,9]", "[3]")):
+        given = f"+callbacks.h={{_target_:{probe},classes:{classes}}}"
+        last = lines(tmp_path / str(number), *DIGITS, given)[-1]
+        found.append([last[key] for key in keys])
+        assert last[keys[1]] < last[keys[0]]
+    assert found[0] == found[1] != found[2]
+
+
+def test_accuracy_of_classes(tmp_path):
+    """Of all classes it is the accuracy on the whole validation set."""
+    probe = "+callbacks.c={_target_:study.probes.class_accuracy.ClassAccuracy,classes:%s}"
+    everything = [*(o for o in DIGITS if "eval_samples" not in o), "trainer.eval_samples=null"]
+    last = lines(tmp_path / "a", *everything, probe % "[0,1,2,3,4,5,6,7,8,9]")[-1]
+    assert last["probe/accuracy_of_classes"] == pytest.approx(last["val/accuracy"], abs=1e-6)
+    parts = [
+        lines(tmp_path / str(i), *everything, probe % part)[-1]["probe/accuracy_of_classes"]
+        for i, part in enumerate(("[0,1,2]", "[3,4,5,6,7,8,9]"))
+    ]
+    assert min(parts) <= last["val/accuracy"] <= max(parts)
+    with pytest.raises(ValueError, match=r"^classes"):
+        ClassAccuracy([])
 
 
 def test_top_eigenvalue_with_parameters_held_constant():
@@ -49,7 +85,7 @@ def test_top_eigenvalue_with_parameters_held_constant():
     holder = nn.ParameterDict({"x": torch.ones(3), "y": torch.ones(3)})
     x, y = holder["x"], holder["y"]
     loss = 4 * x.square().sum() + 3 * y.square().sum() + 50 * x[0] * y[0]
-    assert top_eigenvalue(loss, holder, 1e-6, exclude="x$") == pytest.approx(6.0, rel=1e-3)
+    assert eigenvalue(loss, holder, 1e-6, exclude="x$") == pytest.approx(6.0, rel=1e-3)
 
 
 def test_top_eigenvalue_of_a_network():
@@ -68,7 +104,7 @@ def test_top_eigenvalue_of_a_network():
 
     whole = torch.autograd.functional.hessian(loss, flat)
     expected = torch.linalg.eigvalsh(whole).max().item()
-    found = top_eigenvalue(nn.functional.cross_entropy(model(x), y), model, 1e-6)
+    found = eigenvalue(nn.functional.cross_entropy(model(x), y), model, 1e-6)
     assert found == pytest.approx(expected, rel=1e-3)
 
 
