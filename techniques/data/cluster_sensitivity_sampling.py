@@ -112,8 +112,8 @@ def cluster(embeddings: np.ndarray, clusters: int, seed: int = 0) -> tuple[np.nd
 
     if not 1 <= clusters <= len(embeddings):
         raise ValueError(f"clusters: expected 1 to {len(embeddings)}, got {clusters}")
-    found = KMeans(clusters, n_init=1, random_state=seed).fit(embeddings)
-    centres = pairwise_distances_argmin(found.cluster_centers_, embeddings)
+    means = KMeans(clusters, n_init="auto", random_state=seed).fit(embeddings).cluster_centers_
+    centres = pairwise_distances_argmin(means, embeddings)
     return centres, pairwise_distances_argmin(embeddings, embeddings[centres])
 
 

@@ -51,7 +51,7 @@ def scores(
     `olmo/score.py` and `scripts/select_index_np.py`.
     """
     where = "data.transforms.color_filter.scores"
-    sources = {"conditional": conditional} | ({} if conditional_only else {"prior": prior})
+    sources = ({} if conditional_only else {"prior": prior}) | {"conditional": conditional}
     asked = [
         _asked(source, dataset, task, accelerator, f"{where}.{name}", trust)
         for name, source in sources.items()
@@ -60,7 +60,7 @@ def scores(
 
     def score() -> np.ndarray:
         def reduction(batch: Batch) -> Tensor:
-            return losses[0](batch) - (0.0 if conditional_only else losses[1](batch))
+            return losses[-1](batch) - (0.0 if conditional_only else losses[0](batch))
 
         return over(reduction, dataset, task, accelerator, batch_size)
 

@@ -134,7 +134,7 @@ def projection(parameters: int, dimensions: int, seed: int = 0) -> np.ndarray | 
 
     if parameters <= dimensions:
         return None
-    signs = SparseRandomProjection(dimensions, density=1, random_state=seed)
+    signs = SparseRandomProjection(dimensions, density=1, random_state=seed)  # type: ignore[arg-type]
     return signs.fit(np.broadcast_to(np.float32(0), (1, parameters))).components_
 
 
@@ -148,7 +148,7 @@ def influences(train: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     from sklearn.preprocessing import normalize
 
-    return normalize(train) @ normalize(targets).mean(0)
+    return normalize(train) @ np.mean(normalize(targets), axis=0)
 
 
 def votes(influences: np.ndarray, fraction: float) -> np.ndarray:

@@ -42,6 +42,7 @@ def pilot(
     if of is not None:
         made, about = model_of(of, accelerator, "data.transforms: of", trust)
     else:
+        assert model is not None
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)

@@ -110,8 +110,8 @@ def prototype_distances(embeddings: np.ndarray, clusters: int, seed: int = 0) ->
     if not 1 <= clusters <= len(embeddings):
         raise ValueError(f"clusters: expected 1 to {len(embeddings)}, got {clusters}")
     unit = normalize(embeddings.astype(np.float64))
-    centroids = KMeans(clusters, n_init=1, random_state=seed).fit(unit).cluster_centers_
-    return 1 - (unit @ normalize(centroids).T).max(1)
+    means = KMeans(clusters, n_init="auto", random_state=seed).fit(unit).cluster_centers_
+    return 1 - np.max(unit @ np.transpose(normalize(means)), axis=1)
 
 
 def balanced(scores: np.ndarray, classes: np.ndarray, keep: int, balance: float) -> np.ndarray:

@@ -5,7 +5,6 @@ is; it is of the whole step, that is of all micro-batches and processes, and fre
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -91,8 +90,10 @@ def trained(objective: nn.Module) -> list[nn.Parameter]:
 
 def combine(weights: Sequence[float], gradients: Sequence[Gradient]) -> Gradient:
     """Σ weight · gradient."""
-    terms = ([w * g for g in gradient] for w, gradient in zip(weights, gradients))
-    return [functools.reduce(torch.add, tensors) for tensors in zip(*terms)]
+    total = list(torch._foreach_mul(gradients[0], weights[0]))
+    for weight, gradient in zip(weights[1:], gradients[1:]):
+        torch._foreach_add_(total, gradient, alpha=weight)
+    return total
 
 
 def products(gradients: Sequence[Gradient]) -> Tensor:

@@ -1,4 +1,5 @@
-"""`python -m tests.conformance`: run the suite and record its matrix."""
+"""`python -m tests.conformance [TECHNIQUE...]`: run the suite and record its matrix, of all
+techniques or of those named beside what is recorded of the others."""
 
 import json
 import re
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from training.catalog import COLUMNS, MATRIX
-from training.configs import card, options
+from training.configs import card, find, options
 from training.files import write_atomically
 
 
@@ -33,26 +34,19 @@ class Recorder:
 
 def main() -> int:
     """Run, record, and return pytest's exit code."""
-    recorder = Recorder()
+    recorder, wanted = Recorder(), [find(name) for name in sys.argv[1:]]
+    chosen = " or ".join(f"-{name}] or [{name}]" for name in wanted)
     folder = str(Path(__file__).parent)
-    code = pytest.main(
-        [
-            folder,
-            "-q",
-            "-n",
-            "2",
-            "-k",
-            "not recorded",
-            *sys.argv[1:],
-        ],
-        plugins=[recorder],
-    )
+    which = f"not recorded and ({chosen})" if wanted else "not recorded"
+    code = pytest.main([folder, "-q", "-n", "2", "-k", which], plugins=[recorder])
     if not recorder.rows:
         return int(code)
+    before = json.loads(MATRIX.read_text()) if wanted else {}
+    found = before | recorder.rows
     rows = {
-        name: {c: recorder.rows[name][c] for c in COLUMNS if c in recorder.rows[name]}
+        name: {c: found[name][c] for c in COLUMNS if c in found[name]}
         for name in options("technique")
-        if name in recorder.rows
+        if name in found
     }
     write_atomically(MATRIX, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     return int(code)

@@ -42,9 +42,11 @@ def tiny(technique: str, outputs: Path, *extra: str) -> tuple[dict[str, Any], li
     return compose(overrides), overrides
 
 
-def fitted(technique: str, outputs: Path, *extra: str) -> tuple[Run, bool]:
-    """A trained tiny run, and whether training changed a parameter."""
+def fitted(technique: str, outputs: Path, *extra: str, post: bool = True) -> tuple[Run, bool]:
+    """A trained tiny run, and whether training changed a parameter; its steps after training are
+    left out on request."""
     run = assemble(tiny(technique, outputs, *extra)[0])
+    run.post = run.post if post else {}
     outputs.mkdir(exist_ok=True)
     run.open(outputs)
     before = [local(p.detach()).clone() for p in run.objective.parameters()]

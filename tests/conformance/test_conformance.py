@@ -57,7 +57,7 @@ def test_steps(technique, tmp_path):
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_checkpoint(technique, tmp_path):
     supported(technique, "checkpoint")
-    run, _ = fitted(technique, tmp_path, "trainer.max_steps=2")
+    run, _ = fitted(technique, tmp_path, "trainer.max_steps=2", post=False)
     again = assemble(run.config)
     again.open(tmp_path)
     checkpoint.load(again, checkpoint.found(tmp_path)[0])
