@@ -19,14 +19,15 @@ MIB = 2**20
 
 
 aten = torch.ops.aten
-FLOPS = flop_registry | {  # the CPU's attention, which torch's registry lacks
-    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        aten._scaled_dot_product_flash_attention
-    ],
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+LIKE = {  # what torch's registry lacks: products in place, the CPU's attention
+    aten.addmm_: aten.addmm,
+    aten.baddbmm_: aten.baddbmm,
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         aten._scaled_dot_product_flash_attention_backward
-    ],
+    ),
 }
+FLOPS = flop_registry | {function: flop_registry[like] for function, like in LIKE.items()}
 """Formulas of torch's FLOP counter: matrix products, convolutions and fused attention."""
 
 

@@ -92,6 +92,14 @@ def test_a_gradient_of_sampled_rows_is_not_recomputed():
     assert flops(lambda: Sampled.apply(x, weight)) == (forward * 3 // 2, 0)
 
 
+def test_products_in_place_count():
+    total, a, b = torch.zeros(4, 3), torch.randn(4, 5), torch.randn(5, 3)
+    with Flops() as counted:
+        total.addmm_(a, b)
+        total[None].baddbmm_(a[None], b[None])
+    assert counted.total == 2 * (2 * 4 * 5 * 3)
+
+
 def test_views_of_what_was_there_are_not_made():
     weight = torch.zeros(MIB)
     with Live() as live:
