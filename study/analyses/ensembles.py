@@ -116,8 +116,6 @@ def against_larger(
     its branch imagenet_pl, `etc/ekb/plot/plot_metrics.py`. There the larger model's gain is over
     one small model that the ensemble's gain is measured from too.
     """
-    from scipy.stats import pearsonr
-
     said, labels = _said(table, shifts)
     groups = _groups(said, size)
     found: BySeed = {}
@@ -139,7 +137,7 @@ def against_larger(
             gap = likelihoods[0].mean(0) - _nll(members.mean(0), labels)
             gain = likelihoods[1].mean(0) - likelihoods[2].mean(0)
             for i in range(len(gap)):  # without shift first
-                r = float(pearsonr(gap[i], gain[i])[0])
+                r = float(np.corrcoef(gap[i], gain[i])[0, 1])
                 gains["diverse_out" if i else "diverse_in"].append(r)
             uncertain = {
                 "detect_ensemble": _entropy(members.mean(0)),

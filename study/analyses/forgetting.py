@@ -1,5 +1,7 @@
 """What fine-tuned models have learned and what they have lost."""
 
+import numpy as np
+
 from study.analyses import BySeed, Table
 
 
@@ -42,9 +44,6 @@ def together(table: Table, *, arms: list[str], first: str, second: str) -> BySee
     Raises:
         ValueError: when no seed has two different values of each.
     """
-    import numpy as np
-    from scipy.stats import pearsonr
-
     points: dict[int, list[tuple[float, float]]] = {}
     for run in table:
         if run["arm"] in arms:
@@ -54,7 +53,7 @@ def together(table: Table, *, arms: list[str], first: str, second: str) -> BySee
     varied = {s: p for s, p in varied.items() if np.ptp(p, axis=1).all()}
     if not varied:
         raise ValueError(f"no seed has two values of '{first}' and '{second}'")
-    return {"r": {seed: float(pearsonr(*p)[0]) for seed, p in varied.items()}}
+    return {"r": {seed: float(np.corrcoef(*p)[0, 1]) for seed, p in varied.items()}}
 
 
 def _values(table: Table, metric: str) -> BySeed:

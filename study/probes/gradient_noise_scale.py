@@ -101,9 +101,11 @@ def measure(run: "Run", parts: int) -> tuple[float, float]:
     if world > 1:
         total = run.accelerator.reduce(total, "sum")
         small = run.accelerator.reduce(small.to(run.device), "sum")
-    big = total.double().square().sum()  # type: ignore[union-attr]
-    size = _rows(pieces[0])
-    return estimates(float(small), float(big), size, size * len(pieces) * world)
+    assert isinstance(total, Tensor)
+    assert isinstance(small, Tensor)
+    big = total.double().square().sum()
+    size, mean = _rows(pieces[0]), float(small)  # type: ignore[arg-type]
+    return estimates(mean, float(big), size, size * len(pieces) * world)
 
 
 def estimates(small: float, big: float, size: int, whole: int) -> tuple[float, float]:

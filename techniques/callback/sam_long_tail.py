@@ -54,7 +54,7 @@ class DeferredReweighting:
             weight = self.weights[labels.clamp(min=0)] * counts
             batch["weight"] = weight * batch.get("weight", 1)  # of a selected training set
         sums = torch.stack([batch["weight"].sum() for batch in run.microbatches])
-        total = run.accelerator.reduce(sums.sum(), "sum").clamp(min=1e-12)
+        total = run.accelerator.reduce(sums.sum(), "sum").clamp(min=1e-12)  # type: ignore[union-attr]
         # Gradients are averaged over processes; times their number, the average is the sum.
         for batch, own in zip(run.microbatches, sums):
             batch["share"] = own / total * run.accelerator.num_processes

@@ -37,7 +37,7 @@ class VCAS:
 
     where q_j is the smallest share of samples whose gradients' norms at block j are a share of
     their sum. That share is, as in the code, the old s − δ where s goes up and s + δ where it goes
-    down; in the paper it is the new s.
+    down; by the names there (`act_ratio_up_sched`) it seems meant the other way round.
 
     A block whose ρ is that of the one above samples no further. Records, at these steps and as
     they are until then, `vcas/s`, `vcas/activation_ratio` and `vcas/weight_ratio` (means over

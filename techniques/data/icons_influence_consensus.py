@@ -148,7 +148,8 @@ def influences(train: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     from sklearn.preprocessing import normalize
 
-    return normalize(train) @ np.mean(normalize(targets), axis=0)
+    units: np.ndarray = normalize(targets)  # type: ignore[assignment]
+    return normalize(train) @ units.mean(0)
 
 
 def votes(influences: np.ndarray, fraction: float) -> np.ndarray:

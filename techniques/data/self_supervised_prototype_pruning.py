@@ -111,7 +111,8 @@ def prototype_distances(embeddings: np.ndarray, clusters: int, seed: int = 0) ->
         raise ValueError(f"clusters: expected 1 to {len(embeddings)}, got {clusters}")
     unit = normalize(embeddings.astype(np.float64))
     means = KMeans(clusters, n_init="auto", random_state=seed).fit(unit).cluster_centers_
-    return 1 - np.max(unit @ np.transpose(normalize(means)), axis=1)
+    directions: np.ndarray = normalize(means)  # type: ignore[assignment]
+    return 1 - (unit @ directions.T).max(1)
 
 
 def balanced(scores: np.ndarray, classes: np.ndarray, keep: int, balance: float) -> np.ndarray:
