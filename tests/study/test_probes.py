@@ -134,7 +134,10 @@ def test_step_memory_is_of_one_step(tmp_path):
     probe = "+callbacks.memory={_target_:study.probes.memory.StepMemory}"
     with_, without = lines(tmp_path / "a", *DIGITS, probe), lines(tmp_path / "b", *DIGITS)
     assert ["probe/step_memory" in line for line in with_] == [False, True, False]
-    value = with_[1].pop("probe/step_memory")
+    value, flops, again = (
+        with_[1].pop(f"probe/{name}") for name in ("step_memory", "step_flops", "recomputed_flops")
+    )
+    assert (flops > 0, again) == (True, 0)
     # At least the 32 × 64 pixels' hidden layers, at most a few times all there is.
     assert 32 * 8 * 4 / MIB < value < 1
     assert with_ == without

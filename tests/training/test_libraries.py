@@ -27,7 +27,7 @@ def test_keys_are_the_arguments_with_their_defaults():
 
 
 def test_completion_and_listing_know_them():
-    assert overrides("optimizer=lio") == ["optimizer=lion"]
+    assert overrides("optimizer=lio") == ["optimizer=lion", "optimizer=lion_k"]
     assert "pytorch_optimizer.optimizer.Lion" in invoke("list", "optimizers").out
 
 
