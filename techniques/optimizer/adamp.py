@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from techniques.optimizer.gradients import with_gradients
+
 
 class AdamP(torch.optim.Optimizer):
     """Adam that takes the radial part out of the updates of scale-invariant weights.
@@ -57,10 +59,8 @@ class AdamP(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+        for group, weight, grad in with_gradients(self.param_groups):
+            self._update(weight, grad, group)
         return value
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:

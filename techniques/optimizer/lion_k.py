@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from techniques.optimizer.gradients import with_gradients
+
 KINDS = ("norm", "threshold", "huber")
 
 
@@ -77,10 +79,8 @@ class LionK(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
+        for group, weight, grad in with_gradients(self.param_groups):
+            self._update(weight, grad, group)
         return value
 
     def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:

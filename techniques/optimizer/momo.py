@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from techniques.optimizer.gradients import with_gradients
+
 
 class Momo(torch.optim.Optimizer):
     """Momentum SGD whose step size follows a model of the loss.
@@ -50,7 +52,7 @@ class Momo(torch.optim.Optimizer):
     def step(self, *, loss: Tensor) -> None:  # type: ignore[override]
         """Take one step, given the loss that was differentiated."""
         dot = inner = norm = torch.zeros((), device=loss.device)
-        for group, weight, grad in _with_gradients(self.param_groups):
+        for group, weight, grad in with_gradients(self.param_groups):
             state, beta = self.state[weight], group["beta"]
             product = (weight * grad).sum()
             if not state:
@@ -114,7 +116,7 @@ class MomoAdam(torch.optim.Optimizer):
         dot = inner = norm = torch.zeros((), device=loss.device)
         for group in self.param_groups:
             group["steps"] += 1
-        for group, weight, grad in _with_gradients(self.param_groups):
+        for group, weight, grad in with_gradients(self.param_groups):
             state, (beta1, beta2) = self.state[weight], group["betas"]
             if not state:
                 state["exp_avg"] = torch.zeros_like(weight)
@@ -145,10 +147,6 @@ def _size(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     """Adam's preconditioner D."""
     correction = 1 - group["betas"][1] ** group["steps"]
     return (state["exp_avg_sq"] / correction).sqrt().add_(group["eps"])
-
-
-def _with_gradients(groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Tensor, Tensor]]:
-    return [(g, p, p.grad) for g in groups for p in g["params"] if p.grad is not None]
 
 
 def _check(lr: float, weight_decay: float, betas: tuple[float, ...]) -> None:

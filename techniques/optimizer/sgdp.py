@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from techniques.optimizer.adamp import project
+from techniques.optimizer.gradients import with_gradients
 
 
 class SGDP(torch.optim.Optimizer):
@@ -57,10 +58,8 @@ class SGDP(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 value = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group)
+        for group, weight, grad in with_gradients(self.param_groups):
+            self._update(weight, grad, group)
         return value
 
     def _update(self, weight: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
