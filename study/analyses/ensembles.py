@@ -14,11 +14,11 @@ from study.analyses import BySeed, Table
 from study.analyses.merging import restored
 from study.plots import COLOURS, figure
 from tasks.fetch import fetch
+from techniques.callback import probing
 from training import checkpoint
 from training.components import call, factory
-from training.data import move
 from training.evaluate import evaluate
-from training.objective import inputs_of, predict
+from training.objective import inputs_of
 from training.run import Run
 
 if TYPE_CHECKING:
@@ -217,15 +217,9 @@ def _said(table: Table, shifts: dict[str, Any]) -> tuple[Said, np.ndarray]:
     return said, labels
 
 
-@torch.no_grad()
 def _probabilities(run: Run, data: Any) -> np.ndarray:
-    run.model.eval()
-    parts = []
-    for part in torch.arange(len(data)).split(256):
-        batch = run.task.prepare(fetch(data, part), torch.Generator().manual_seed(0), False)
-        logits = predict(run.model, move(batch, run.device))["logits"]
-        parts.append(logits.double().softmax(-1).cpu())
-    return torch.cat(parts).numpy()
+    said = (outputs["logits"] for _, outputs in probing.validation(run, data))
+    return torch.cat([logits.double().softmax(-1).cpu() for logits in said]).numpy()
 
 
 def _groups(said: Said, size: int) -> list[list[int]]:

@@ -6,7 +6,6 @@ Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by Self-Disti
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,8 @@ import torch
 from torch import Tensor
 
 from study.analyses import BySeed, Table
-from tasks.fetch import fetch
-from training import checkpoint
-from training.assemble import assemble
-from training.data import move
-from training.objective import predict
+from study.analyses.merging import restored
+from techniques.callback import probing
 
 
 def chain(gram: np.ndarray, y: np.ndarray, ridge: float, weights: Sequence[float]) -> np.ndarray:
@@ -147,17 +143,11 @@ def _rbf(x: np.ndarray, other: np.ndarray, gamma: float) -> np.ndarray:
     return np.exp(-gamma * (x[:, None] - other[None]) ** 2)
 
 
-@torch.no_grad()
 def _probabilities(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """What a run's last model says of the validation set, and the labels, one-hot."""
-    run = assemble(row["config"])
-    checkpoint.load_model_of(checkpoint.found(Path(row["run_dir"]))[0], run.model)
-    run.model.eval()
     said: list[tuple[Tensor, Tensor]] = []
-    for part in torch.arange(len(run.task.validation)).split(256):
-        rows = fetch(run.task.validation, part)
-        batch = move(run.task.prepare(rows, torch.Generator().manual_seed(0), False), run.device)
-        p = predict(run.model, batch)["logits"].double().softmax(-1)
+    for batch, outputs in probing.validation(restored(row)):
+        p = outputs["logits"].double().softmax(-1)
         said.append((p, torch.nn.functional.one_hot(batch["labels"], p.shape[-1])))
     probabilities, labels = (torch.cat(each).cpu().numpy() for each in zip(*said))
     return probabilities, labels

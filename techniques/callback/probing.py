@@ -52,9 +52,7 @@ def exact(model: nn.Module) -> Iterator[None]:
 def forward(run: "Run") -> None:
     """Run the model on the last micro-batch, `looking`; hooks on its layers see it."""
     with looking(run):
-        outputs = run.objective.predict(run.batch)
-        if "hidden" in outputs:
-            outputs["logits"]  # made on first use: the classifier runs now
+        _outputs(run, run.batch)
 
 
 def watch(
@@ -74,15 +72,26 @@ def watch(
             handle.remove()
 
 
-def validation(run: "Run", size: int = 256) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Batches of the whole validation set, each with the model's outputs, `looking`."""
-    for part in torch.arange(len(run.task.validation)).split(size):
-        rows = fetch(run.task.validation, part)
+def validation(
+    run: "Run", dataset: Any = None, size: int = 256
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Batches of the whole validation set, or of another dataset in its place, each with the
+    model's outputs, `looking`."""
+    dataset = run.task.validation if dataset is None else dataset
+    for part in torch.arange(len(dataset)).split(size):
+        rows = fetch(dataset, part)
         generator = torch.Generator().manual_seed(0)
         batch = move(run.task.prepare(rows, generator, False), run.device)
         with looking(run):
-            outputs = run.objective.predict(batch)
+            outputs = _outputs(run, batch)
         yield batch, outputs
+
+
+def _outputs(run: "Run", batch: dict[str, Any]) -> Any:
+    outputs = run.objective.predict(batch)
+    if "hidden" in outputs:
+        outputs["logits"]  # made on first use: the classifier runs now
+    return outputs
 
 
 def training_batch(run: "Run", samples: int) -> dict[str, Any]:
