@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.output import Json, Trust, console, distrust, print_json
+from cli.output import Json, Trust, console, distrust, print_json, save_plot
 
 if TYPE_CHECKING:
     from study.compare import Group
@@ -36,7 +36,6 @@ def compare(
     from study import plots
     from study.collect import collect
     from study.recipe import is_path
-    from training.errors import EnvironmentFault
 
     distrust(trust, any(map(is_path, what)))
     groups = collect(what, outputs).groups
@@ -44,11 +43,7 @@ def compare(
     study.check_metric(runs, metric)
     changed = study.differences([group.config for group in groups], but=("seed",))
     drawn = {group.label: [run["lines"] for run in group.runs] for group in groups}
-    try:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(plots.curves(drawn, metric), plot)
-    except OSError as error:
-        raise EnvironmentFault(f"--plot {plot}: {error.strerror}") from error
+    save_plot(plots.curves(drawn, metric), plot)
     if json:
         keys = ("run_dir", "status", "step", "metrics")
         found = [{key: run[key] for key in keys} for run in runs]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import complete
-from cli.output import Json, Trust, console, distrust, print_json
+from cli.output import Json, Trust, console, distrust, print_json, save_plot
 
 if TYPE_CHECKING:
     from study.fitting import Fit
@@ -48,12 +48,12 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a scaling law to runs or published points, with intervals and the error of prediction."""
-    from study import fitting, laws, plots
+    from study import fitting, laws
     from study.collect import collect
     from study.fit_plot import draw
     from study.points import from_csv, from_runs
     from study.recipe import is_path
-    from training.errors import EnvironmentFault, UsageError
+    from training.errors import UsageError
 
     chosen = laws.find(law)
     named = [*(runs or []), *(more or [])]
@@ -70,11 +70,7 @@ def fit(
         result = fitting.fit(chosen, points.columns, points.losses, held, resamples, points.groups)
     except ValueError as error:
         raise UsageError(f"fit {law}: {error}") from error
-    try:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        plots.save(draw(result, points.columns), plot)
-    except OSError as error:
-        raise EnvironmentFault(f"--plot {plot}: {error.strerror}") from error
+    save_plot(draw(result, points.columns), plot)
     if json:
         print_json({"law": law, "formula": chosen.formula, **as_json(result), "plot": str(plot)})
         return

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on the last line of output.")]
@@ -36,6 +38,22 @@ def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=stderr)
+
+
+def save_plot(drawn: "Figure", path: Path) -> None:
+    """Write a figure where `--plot` says.
+
+    Raises:
+        EnvironmentFault: when it cannot be written.
+    """
+    from study import plots
+    from training.errors import EnvironmentFault
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.save(drawn, path)
+    except OSError as error:
+        raise EnvironmentFault(f"--plot {path}: {error.strerror}") from error
 
 
 def print_json(value: Any) -> None:

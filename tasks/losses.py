@@ -60,6 +60,12 @@ def valid(losses: Tensor, batch: dict[str, Any]) -> Tensor:
     return labels != IGNORED
 
 
+def per_sample(losses: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Mean over each sample's elements that count: (batch, ...) to (batch,); 0 where none does."""
+    mask, rows = (x.reshape(len(x), -1) for x in (valid(losses, batch), losses))
+    return (rows * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
 def masked_mean(losses: Tensor, outputs: Any, batch: dict[str, Any]) -> Tensor:
     """Mean of the losses over the elements that count; 0 where none does."""
     mask = valid(losses, batch)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from study import selections
 from tasks.cache import cached, dataset_digest, digest
 from tasks.fetch import fetch
-from tasks.losses import valid
+from tasks.losses import per_sample, valid
 from training.data import WEIGHT, mix, move
 from training.errors import UsageError
 from training.objective import Batch, predict
@@ -127,9 +127,7 @@ def sample_losses(model: nn.Module, task: Any) -> Callable[[Batch], Tensor]:
     """For `over`: each sample's task loss under a model, the mean over its labels that count."""
 
     def losses(batch: Batch) -> Tensor:
-        values = task.loss(predict(model, batch), batch)
-        mask, values = (x.reshape(len(x), -1) for x in (valid(values, batch), values))
-        return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return per_sample(task.loss(predict(model, batch), batch), batch)
 
     return losses
 

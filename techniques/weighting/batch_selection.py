@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.losses import cross_entropy, valid
+from tasks.losses import cross_entropy, per_sample, valid
 from training.errors import UsageError
 
 Batch = dict[str, Any]
@@ -94,12 +94,6 @@ class RhoLoss:
         return mean_of(
             losses, batch, torch.zeros_like(gain, dtype=torch.bool).index_fill(0, best, True)
         )
-
-
-def per_sample(losses: Tensor, batch: Batch) -> Tensor:
-    """Mean over the labels of each sample that count: (batch, ...) to (batch)."""
-    mask = valid(losses, batch)
-    return (losses * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
 
 
 def mean_of(losses: Tensor, batch: Batch, chosen: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from cli.main import main
 
@@ -31,3 +34,12 @@ def invoke(*arguments: str) -> Result:
     finally:
         sys.argv, sys.path[:] = argv, path
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def lines(outputs: Path, *overrides: str) -> list[dict[str, Any]]:
+    """The metrics of a run that is trained here."""
+    result = invoke("run", *overrides, f"outputs={outputs}", "--quiet", "--json")
+    assert result.code == 0, result.err
+    folder = json.loads(result.out.splitlines()[-1])["run_dir"]
+    text = (Path(folder) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +8,7 @@ from study.analyses import estimators
 from study.probes.estimator import Estimator, Moments, measure
 from study.probes.flops import GradientFlops
 from techniques.callback.probing import exact
-from tests.cli.invoke import invoke
+from tests.cli.invoke import lines
 from training.assemble import assemble
 from training.compose import compose
 from training.data import move
@@ -23,15 +20,6 @@ DIGITS = (
     *("trainer.batch_size=16", "trainer.accumulate=2", "schedule.warmup=0"),
 )
 PROBE = "+callbacks.estimator={_target_:study.probes.estimator.Estimator,draws:3,batches:2}"
-
-
-def lines(outputs, *overrides):
-    """The metrics of a run."""
-    result = invoke("run", *overrides, f"outputs={outputs}", "--quiet", "--json")
-    assert result.code == 0, result.err
-    folder = json.loads(result.out.splitlines()[-1])["run_dir"]
-    text = (Path(folder) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture

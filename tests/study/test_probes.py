@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -10,7 +7,7 @@ from study.probes.class_accuracy import ClassAccuracy
 from study.probes.hessian import HessianEigenvalue, eigenvalue
 from study.probes.memory import MIB, Live, StepMemory
 from study.probes.recitation import Recitation
-from tests.cli.invoke import invoke
+from tests.cli.invoke import lines
 from training.assemble import assemble
 from training.compose import compose
 from training.data import move
@@ -25,15 +22,6 @@ CODE = (
     *("trainer.eval_samples=4", "trainer.eval_every=1000", "schedule=constant"),
     "+data.transforms.few={_target_:tasks.transforms.subset,samples:4}",
 )
-
-
-def lines(outputs, *overrides):
-    """The metrics of a run."""
-    result = invoke("run", *overrides, f"outputs={outputs}", "--quiet", "--json")
-    assert result.code == 0, result.err
-    folder = json.loads(result.out.splitlines()[-1])["run_dir"]
-    text = (Path(folder) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_top_eigenvalue_of_a_quadratic():

@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from study.probes.collapse import Collapse, effective_rank
 from study.probes.linear_probe import LinearProbe
 from study.probes.representations import represent
-from tests.cli.invoke import invoke
+from tests.cli.invoke import lines
 from training.assemble import assemble
 from training.compose import compose
 from training.errors import UsageError
@@ -24,15 +21,6 @@ PROBES = (
     "+callbacks.collapse={_target_:study.probes.collapse.Collapse}",
 )
 NAMES = ("embedding_std", "embedding_rank", "feature_std", "feature_rank", "linear_accuracy")
-
-
-def lines(outputs, *overrides):
-    """The metrics of a run."""
-    result = invoke("run", *overrides, f"outputs={outputs}", "--quiet", "--json")
-    assert result.code == 0, result.err
-    folder = json.loads(result.out.splitlines()[-1])["run_dir"]
-    text = (Path(folder) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_effective_rank():
