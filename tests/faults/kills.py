@@ -34,7 +34,7 @@ def _after_a_step(rng: random.Random, folder: Path, number: int, codes: tuple[in
     if ended is None:
         time.sleep(rng.random() * 0.02)
         seen = steps(folder)
-        os.kill(child.pid, number)
+        child.signal(number)
         ended = child.end()
     else:
         seen = STEPS
@@ -67,11 +67,11 @@ def notice(rng: random.Random, folder: Path) -> Outcome:
     step = rng.randrange(1, STEPS - 2)
     child.wait(lambda: steps(folder) >= step)
     seen = steps(folder)
-    os.kill(child.pid, signal.SIGTERM)
+    child.signal(signal.SIGTERM)
     end = time.monotonic() + 2
     ended = child.wait(lambda: time.monotonic() > end)
     if ended is None:
-        os.kill(child.pid, signal.SIGKILL)
+        child.signal(signal.SIGKILL)
         ended = child.end()
     kept = summary(folder).get("step", 0)
     return outcome(
@@ -137,7 +137,7 @@ def torn_line(rng: random.Random, folder: Path) -> Outcome:
     child = Child(folder, "run", *TINY, "--quiet")
     step = rng.randrange(1, STEPS - 2)
     child.wait(lambda: steps(folder) >= step)
-    os.kill(child.pid, signal.SIGKILL)
+    child.signal(signal.SIGKILL)
     child.end()
     run = run_folder(folder)
     assert run is not None

@@ -1,5 +1,6 @@
 """Memory, clocks, and processes beside or below a run."""
 
+import contextlib
 import os
 import random
 import signal
@@ -86,7 +87,7 @@ def resumed_twice(rng: random.Random, folder: Path) -> Outcome:
         both[0].wait(lambda: run.stat().st_mtime_ns != before)
         time.sleep(rng.random() * 0.05)
         for child in both:
-            os.kill(child.pid, signal.SIGKILL)
+            child.signal(signal.SIGKILL)
         for child in both:
             child.end()
         return outcome(folder, whole)
@@ -105,7 +106,8 @@ def data_worker_dies(rng: random.Random, folder: Path) -> Outcome:
     child.wait(lambda: steps(folder) >= step)
     found = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout
     for pid in found.split():
-        os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.kill(int(pid), signal.SIGKILL)
     ended = child.end()
     # It may have prepared every batch by then.
     good = ended.code == 0 or (ended.code == 1 and ended.one_line)
@@ -122,7 +124,8 @@ def process_dies(rng: random.Random, folder: Path) -> Outcome:
     found = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout
     victims = found.split()
     if victims:
-        os.kill(int(rng.choice(victims)), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.kill(int(rng.choice(victims)), signal.SIGKILL)
     killed = time.monotonic()
     ended = child.end()
     quick = time.monotonic() - killed < 30

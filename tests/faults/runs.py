@@ -65,6 +65,7 @@ class Child:
         folder.mkdir(parents=True, exist_ok=True)
         # A pipe, as the disk may be full. It holds 64 KiB, far more than these runs say.
         self.output, writing = os.pipe()
+        self.ended: Ended | None = None
         self.pid = os.fork()
         if self.pid:
             os.close(writing)
@@ -90,6 +91,8 @@ class Child:
 
     def poll(self) -> Ended | None:
         """How it ended, if it has."""
+        if self.ended:
+            return self.ended
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return None
@@ -98,7 +101,14 @@ class Child:
             while part := os.read(self.output, 65536):
                 said += part
         os.close(self.output)
-        return Ended(os.waitstatus_to_exitcode(status), said.decode(errors="replace"))
+        code = os.waitstatus_to_exitcode(status)
+        self.ended = Ended(code, said.decode(errors="replace"))
+        return self.ended
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; nothing when its end has been seen."""
+        if not self.ended:
+            os.kill(self.pid, number)
 
     def wait(self, until: Callable[[], bool] | None = None) -> Ended | None:
         """Wait for its end, or `until` something is so; kills it when it hangs."""
