@@ -142,7 +142,10 @@ def train(study: Study, pool: Any, done: Done) -> None:
             _train(pool, study.tuning, done)
             _advance(study)
         for level in _levels(study.recipe):
-            _train(pool, [t for t in study.trials if t.arm in level], done)
+            trials = [t for t in study.trials if t.arm in level]
+            for trial in trials:
+                _locate(study, trial)
+            _train(pool, trials, done)
 
 
 def settle(study: Study) -> None:
@@ -275,6 +278,15 @@ def _trial(
         told = f"[{','.join(map(folder, needed))}]" if several else folder(needed)
         overrides.append(f"{key}={told}")
     return Trial(arm.name, seed, overrides, compose(overrides), point, tuning)
+
+
+def _locate(study: Study, trial: Trial) -> None:
+    """Name the folders of the runs a trial starts from as they are now: another process may have
+    trained them under another recipe's name since it was planned."""
+    arm = study.recipe.arms[trial.arm]
+    if trial.answer is None and arm.runs:
+        now = _trial(study, arm, trial.seed, trial.point)
+        trial.overrides, trial.config, trial.answer = now.overrides, now.config, cached(now)
 
 
 def existing_or_planned(trial: Trial) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from study import reproduce
+from study import reproduce, worker
 from study.pool import Pool
 from study.recipe import read
 from training.errors import UsageError
@@ -157,6 +157,19 @@ def test_a_stage_starts_from_the_other_arms_weights(small, tmp_path):
     losses = {(r["arm"], r["seed"]): r["metrics"]["val/loss"] for r in result["runs"]}
     for seed in range(3):
         assert losses["after", seed] == pytest.approx(losses["fast", seed], abs=1e-4)
+
+
+def test_a_stage_starts_from_a_run_that_another_recipe_has_trained_meanwhile(small, tmp_path):
+    text = small.read_text().replace("seeds: [0, 1, 2]", "seeds: [0, 1]")
+    small.write_text(text.replace("slow: [optimizer.lr=1e-6]", "slow: {from: fast, overrides: []}"))
+    outputs = str(tmp_path / "outputs")
+    study = reproduce.plan(read(str(small)), (0, 1), outputs)
+    first = next(trial for trial in study.trials if trial.arm == "fast" and trial.seed == 0)
+    other = [o if not o.startswith("name=") else "name=other" for o in first.overrides]
+    assert worker.answer({"overrides": other})["summary"]["status"] == "completed"
+    reproduce.train(study, Pool(1), lambda *_: None)
+    assert [trial.missing() for trial in study.trials] == [None] * 4
+    assert len(list(Path(outputs).glob("runs/*-fast-*"))) == 1
 
 
 @pytest.mark.parametrize(
