@@ -26,7 +26,7 @@ from training.components import (
 from training.compose import Config
 from training.configs import options
 from training.data import StepBatches, move
-from training.errors import UsageError
+from training.errors import UsageError, nearest
 from training.objective import Batch, Objective, inputs_of
 from training.parallel import STRATEGIES, distribute
 from training.run import Run
@@ -35,6 +35,9 @@ OPTIONAL = {"max_minutes": int | float, "clip_norm": int | float} | dict.fromkey
     ("eval_batch_size", "eval_samples"), int
 )
 """Trainer keys that may be null, with the kind of number they are otherwise."""
+SOURCES = ("init", "order", "batch")
+"""What has a seed of its own under `seeds` (`+seeds.order=0`): the parameters at the start, the
+order of samples, and what is random in a batch, such as augmentation."""
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -45,12 +48,11 @@ def assemble(config: Config) -> Run:
         UsageError: when parts do not fit one another.
     """
     _check_trainer(config["trainer"])
-    if not 0 <= config["seed"] < 2**32:
-        raise UsageError(f"seed: must be between 0 and 4294967295, got {config['seed']}")
+    _check_seeds(config)
     accelerator = build_accelerator(config["trainer"])
     if accelerator.num_processes > 1:
         check_strategy(config)
-    set_seed(config["seed"])
+    set_seed(seed_of(config, "init"))
     task, batches, model, loss, transforms = start_of(config, accelerator)
     objective = Objective(
         model,
@@ -195,11 +197,11 @@ def _build_batches(config: Config, task: Any, accelerator: Accelerator) -> StepB
     told = offered(sampler, {"task": task})
     return StepBatches(
         task,
-        call(sampler, "data.sampler", len(task.train), config["seed"], **told),
+        call(sampler, "data.sampler", len(task.train), seed_of(config, "order"), **told),
         trainer["batch_size"],
         trainer["accumulate"],
         list(_ordered(config["data"]["batch"], "data.batch").values()),
-        config["seed"],
+        seed_of(config, "batch"),
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -237,6 +239,20 @@ def check_strategy(config: Config) -> None:
 
 def _ordered(nodes: Config, where: str) -> dict[str, Any]:
     return {name: component(node, f"{where}.{name}") for name, node in nodes.items()}
+
+
+def seed_of(config: Config, source: str) -> int:
+    """The seed of one source of randomness: `seeds.<source>` where it is given, else the run's."""
+    return config.get("seeds", {}).get(source, config["seed"])
+
+
+def _check_seeds(config: Config) -> None:
+    for source in config.get("seeds", {}):
+        if source not in SOURCES:
+            raise UsageError(f"seeds: no source of randomness '{source}'{nearest(source, SOURCES)}")
+    for seed in (config["seed"], *(seed_of(config, source) for source in SOURCES)):
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"seed: must be between 0 and 4294967295, got {seed}")
 
 
 def _check_trainer(trainer: Config) -> None:

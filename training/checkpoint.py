@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from training import shards
+from training import packing, shards
 from training.errors import EnvironmentFault, UsageError
 from training.files import write_atomically
 from training.parallel import like, whole
@@ -118,6 +119,25 @@ def save_weights(model: torch.nn.Module, path: Path, main: bool = True) -> None:
             save_model(model, str(path))
     except WRITE_ERRORS as error:
         raise EnvironmentFault(f"cannot write {path}: {_reason(error)}") from error
+
+
+def save_packed(
+    model: nn.Module, grids: Mapping[str, packing.Grid], path: Path, main: bool = True
+) -> int:
+    """Write the model as `training.packing` does; returns the file's bytes. All processes call it,
+    and `main` writes.
+
+    Raises:
+        EnvironmentFault: when the disk refuses.
+    """
+    packed = packing.pack(model, grids)
+    try:
+        if main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, packed)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path}: {_reason(error)}") from error
+    return len(packed)
 
 
 def mark_best(run: "Run", checkpoint: Path) -> None:

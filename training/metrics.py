@@ -41,12 +41,12 @@ class MetricsFile:
         self._files: dict[Path, TextIO] = {}
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after `step`, as a resumed run will write it again."""
+        """Drop what was written after `step` or of `post`, as a resumed run will write it again."""
         if not self.enabled:
             return
         self.close()
         for path in (self.path, self.timing_path):
-            kept = [line for line in read(path) if line["step"] <= step]
+            kept = [line for line in read(path) if line["step"] <= step and not _of_post(line)]
             write_atomically(path, "".join(json.dumps(finite(line)) + "\n" for line in kept))
 
     def write(self, values: dict[str, Any], timing: dict[str, Any]) -> None:
@@ -75,6 +75,10 @@ class MetricsFile:
             with contextlib.suppress(OSError):  # a full disk was already told when writing
                 file.close()
         self._files.clear()
+
+
+def _of_post(line: dict[str, Any]) -> bool:
+    return any(key.startswith("post/") for key in line)
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -73,9 +73,11 @@ class Progress:
         if not run.main:
             return
         speed = f"{short(timing[f'{run.task.unit}_per_second'])} {run.task.unit}/s"
-        left = (run.max_steps - run.step) / max(timing["steps_per_second"], 1e-9)
+        left = max(run.max_steps - run.step, 0) / max(timing["steps_per_second"], 1e-9)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        text = f"step {run.step}/{run.max_steps}  {shown}  {speed}  {clock(left)} left"
+        # Steps after training may have trained on.
+        place = f"{run.step}/{run.max_steps}" if run.step <= run.max_steps else f"{run.step}"
+        text = f"step {place}  {shown}  {speed}  {clock(left)} left"
         self.log(run.folder, text)
         if self._bar is not None and "train/loss" in values:
             loss = f"loss {values['train/loss']:.4f}"

@@ -12,6 +12,7 @@ from training.configs import Config
 from training.data import StepBatches
 from training.metrics import MetricsFile
 from training.objective import Batch, Losses, Objective
+from training.packing import Grid
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Run:
     them, `losses` that step's. `model` is the plain model, `objective` the module around it, and
     `wrapped` the same as several processes share it. `seconds` and `count` (of the task's unit) are
     what training has taken so far; `evaluation` is the last one, with its step; `last` every
-    metric's last value.
+    metric's last value. `grids` are what `post` has put parameters of `model` on, by name.
     """
 
     config: Config
@@ -53,6 +54,7 @@ class Run:
     stopped: str | None = None
     recorded: dict[str, float] = field(default_factory=dict)
     window: dict[str, Tensor] = field(default_factory=dict)
+    grids: dict[str, Grid] = field(default_factory=dict)
 
     def open(self, folder: Path) -> None:
         """Keep the run's files in `folder`, which exists."""

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from training import checkpoint
+from training import checkpoint, packing
 from training.data import labelled, move
 from training.errors import UsageError
 from training.evaluate import evaluate
@@ -233,13 +233,20 @@ def _look(run: Run, tracker: Any, progress: Progress) -> None:
 
 
 def _post(run: Run, tracker: Any, progress: Progress) -> None:
-    """Apply the steps after training, evaluating and keeping the model after each."""
+    """Apply the steps after training; evaluate, keep and weigh the model after each."""
+    if not run.post:
+        return
+    values = {"post/bytes": float(len(packing.pack(run.model, run.grids)))}
     for name, step in run.post.items():
         step(run)
-        metrics = {f"post/{name}/{key}": value for key, value in evaluate(run).items()}
-        _write(run, metrics | run.recorded, tracker, progress)
-        run.recorded = {}
-        checkpoint.save_weights(run.model, run.folder / "post" / f"{name}.safetensors", run.main)
+        values |= {f"post/{name}/{key}": value for key, value in evaluate(run).items()}
+        folder = run.folder / "post"
+        checkpoint.save_weights(run.model, folder / f"{name}.safetensors", run.main)
+        packed = folder / f"{name}.packed.safetensors"
+        size = checkpoint.save_packed(run.model, run.grids, packed, run.main)
+        values[f"post/{name}/bytes"] = float(size)
+        _write(run, values | run.recorded, tracker, progress)
+        values, run.recorded = {}, {}
 
 
 @contextlib.contextmanager
