@@ -24,11 +24,13 @@ class ResNet(nn.Module):
         head: factory `(in_features, out_features)`.
         preactivation: norm and activation before the convolutions instead of after them, and once
             more at the end, as in "Identity Mappings in Deep Residual Networks", arXiv 1603.05027.
+        shortcuts: whether blocks have them; without, they are plain pairs of convolutions, as the
+            `noshort` networks of "Visualizing the Loss Landscape of Neural Nets", arXiv 1712.09913.
 
     Returns `hidden` (batch, 4·width) and `classifier`; `logits` (batch, num_classes).
 
     Raises:
-        ValueError: when `width` or `depth` is below 1.
+        ValueError: when `width` or `depth` is below 1, or for `preactivation` without shortcuts.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class ResNet(nn.Module):
         norm: Factory,
         head: Factory,
         preactivation: bool = False,
+        shortcuts: bool = True,
     ) -> None:
         super().__init__()
         for name, value in {"width": width, "depth": depth}.items():
             if value < 1:
                 raise ValueError(f"model.{name}: must be at least 1, got {value}")
+        if preactivation and not shortcuts:
+            raise ValueError("model.shortcuts: blocks with preactivation have them")
         block = PreActivationBlock if preactivation else ResidualBlock
         self.stem = nn.Sequential(conv3x3(in_channels, width, stride=1))
         if not preactivation:
@@ -61,6 +66,9 @@ class ResNet(nn.Module):
         if preactivation:
             blocks.append(build_image_norm(norm, channels))
             blocks.append(build_activation(activation, channels, images=True))
+        if not shortcuts:
+            for residual in blocks:
+                residual.shortcut = Nothing()
         self.blocks = nn.Sequential(*blocks)
         self.head = head(channels, num_classes)
         for module in self.modules():
@@ -93,6 +101,13 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation1(self.norm1(self.conv1(x)))
         return self.activation2(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Nothing(nn.Module):
+    """A shortcut that adds 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
 
 
 class PreActivationBlock(nn.Module):

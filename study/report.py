@@ -12,7 +12,7 @@ import jinja2
 import markupsafe
 import yaml
 
-from study import plots, reproduce, selections, sweep
+from study import plots, probe_figures, reproduce, selections, sweep
 from study.collect import Collection
 from study.commands import command
 from study.compare import Group, differences, metrics, shown, with_interval
@@ -130,6 +130,9 @@ def _figures(collection: Collection) -> list[tuple[str, str]]:
         drawn = plots.sweep(sweep.load(swept), swept.metric)
         found += [(names[name], figure) for name, figure in drawn.items()]
     shown = _shown(collection)
+    if study is None:
+        rows = [{"arm": group.label, **run} for group in shown for run in group.runs]
+        found += probe_figures.own(rows)
     if study is not None and len(study.seeds) > 1:
         metric = study.recipe.metric
         values = {group.label: group.values(metric) for group in shown}

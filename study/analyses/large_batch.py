@@ -31,7 +31,7 @@ def tradeoff(table: Table) -> BySeed:
     found: BySeed = {key: {} for key in ("critical", "noise", "decades", "growth", "r2")}
     found |= {"s_min": {}, "e_min": {}}
     for seed in dict.fromkeys(run["seed"] for run in table):
-        runs = [run for run in table if run["seed"] == seed and _arrived(run)]
+        runs = [run for run in table if run["seed"] == seed and arrived(run)]
         if len(runs) < 3:
             raise ValueError(f"seed {seed}: a fit needs three runs that reached their goal")
         batches = np.array([_batch(run) for run in runs], dtype=float)
@@ -89,7 +89,8 @@ def _batch(run: dict[str, Any]) -> int:
     return run["config"]["trainer"]["batch_size"]
 
 
-def _arrived(run: dict[str, Any]) -> bool:
+def arrived(run: dict[str, Any]) -> bool:
+    """Whether a run has reached its goal before its last step allowed."""
     metrics = run["metrics"]
     ended = metrics.get("step", math.inf) < run["config"]["trainer"]["max_steps"]
     return bool(metrics) and ended and not metrics.get("diverged")

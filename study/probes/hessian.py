@@ -1,6 +1,8 @@
 """The sharpness of the minimum that a run ends in."""
 
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,18 +62,25 @@ class HessianEigenvalue:
             if not chosen.any():
                 raise ValueError(f"classes: no training sample is of {self.classes}")
             batch = {name: value[chosen] for name, value in batch.items()}
-        training = run.model.training
-        run.objective.eval()
-        try:
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-                losses = run.task.loss(run.objective.predict(batch), batch)
-                ends = (losses.mean(), run.model, self.tolerance, self.exclude)
-                found = {"probe/hessian": eigenvalue(*ends)}
-                if self.smallest:
-                    found["probe/hessian_smallest"] = eigenvalue(*ends, which="SA")
-        finally:
-            run.objective.train(training)
+        with twice_differentiable(run):
+            losses = run.task.loss(run.objective.predict(batch), batch)
+            ends = (losses.mean(), run.model, self.tolerance, self.exclude)
+            found = {"probe/hessian": eigenvalue(*ends)}
+            if self.smallest:
+                found["probe/hessian_smallest"] = eigenvalue(*ends, which="SA")
         run.record(found)
+
+
+@contextlib.contextmanager
+def twice_differentiable(run: "Run") -> Iterator[None]:
+    """Within it the model is in evaluation mode and its loss can be differentiated twice."""
+    training = run.model.training
+    run.objective.eval()
+    try:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        run.objective.train(training)
 
 
 def eigenvalue(
@@ -83,6 +92,19 @@ def eigenvalue(
 ) -> float:
     """The largest (`which="LA"`) or smallest (`"SA"`) eigenvalue of a scalar loss's Hessian over
     the model's trained parameters, but those whose name has a match of `exclude`."""
+    product, size = hessian_vector_product(loss, model, exclude)
+    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
+    start = np.random.default_rng(0).standard_normal(size)
+    values, _ = eigsh(operator, k=1, which=which, v0=start, tol=tolerance)  # type: ignore[arg-type]
+    return float(values[0])
+
+
+def hessian_vector_product(
+    loss: Tensor, model: nn.Module, exclude: str | None = None
+) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """v ↦ H·v in the parameters' precision, each at the cost of about two backwards, and the size
+    of v: H is the loss's Hessian over the model's trained parameters, but those whose name has a
+    match of `exclude`."""
     parameters = [
         p
         for name, p in model.named_parameters()
@@ -98,8 +120,4 @@ def eigenvalue(
         )
         return torch.cat([c.flatten() for c in columns]).double().cpu().numpy()
 
-    size = flat.numel()
-    operator = LinearOperator((size, size), matvec=product, dtype=np.float64)  # type: ignore[call-arg]
-    start = np.random.default_rng(0).standard_normal(size)
-    values, _ = eigsh(operator, k=1, which=which, v0=start, tol=tolerance)  # type: ignore[arg-type]
-    return float(values[0])
+    return product, flat.numel()
