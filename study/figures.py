@@ -1,12 +1,14 @@
 """Figures of a recipe's report: functions of the table of runs (`study.analyses`)."""
 
+import dataclasses
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.analyses import Table, scaling
+from study import fit_plot
+from study.analyses import Table, compression, laws, scaling
 from study.analyses.layers import profile
 from study.plots import COLOURS, INK, band, figure, spread
 
@@ -177,21 +179,26 @@ def _unit(flops: float) -> tuple[float, str]:
     return 1000.0**power, ("", "k", "M", "G", "T")[power] + "FLOP"
 
 
-def over_arms(table: Table, *, metric: str) -> "Figure":
+def over_arms(table: Table, *, metric: str, log: bool = False) -> "Figure":
     """The last value of a metric over the arms' learning rates, one line for each family of arms
-    (the name before its last `_`): mean over seeds, band from the lowest to the highest."""
+    (the name before its last `_`): mean over seeds, band from the lowest to the highest. A learning
+    rate of 0 is left out.
+
+    Args:
+        log: whether the metric's axis is logarithmic.
+    """
     families: dict[str, dict[float, list[float]]] = {}
     for run in table:
-        value = run["metrics"].get(metric)
-        if isinstance(value, int | float):
+        value, rate = run["metrics"].get(metric), run["config"]["optimizer"]["lr"]
+        if isinstance(value, int | float) and rate > 0:
             family = run["arm"].rpartition("_")[0] or run["arm"]
-            rate = run["config"]["optimizer"]["lr"]
             families.setdefault(family, {}).setdefault(rate, []).append(value)
     drawn = figure(8, 4)
     axes = drawn.add_subplot()
     for number, (family, rates) in enumerate(families.items()):
         spread(axes, rates, COLOURS[number % len(COLOURS)], marker="o", ms=4, label=family)
     axes.set_xscale("log")
+    axes.set_yscale("log" if log else "linear")
     _finish(axes, "learning rate", metric)
     return drawn
 
@@ -218,6 +225,67 @@ def law(table: Table, *, held_out: str, metric: str = "val/loss") -> "Figure":
         axes.plot([], [], "o", color=COLOURS[0], label="fitted")
         axes.plot([], [], "*", color=COLOURS[1], label="held out")
     _finish(axes, f"{metric} by the law", f"{metric} measured")
+    return drawn
+
+
+def fit(table: Table, **arguments: Any) -> "Figure":
+    """Measured losses over those of a law fitted to each seed's runs, and what is left over against
+    each of its columns; arms that were held out in another colour.
+
+    Args:
+        table: the runs.
+        arguments: those of `study.analyses.laws.by_seed`.
+    """
+    found = list(laws.by_seed(table, **arguments))
+    results = [result for _, result, _ in found]
+
+    def rows(name: str) -> np.ndarray:
+        return np.concatenate([getattr(result, name) for result in results])
+
+    together = {name: rows(name) for name in ("predicted", "measured", "held_out")}
+    columns = {
+        name: np.concatenate([columns[name] for _, _, columns in found])
+        for name in results[0].law.columns
+    }
+    drawn = fit_plot.draw(dataclasses.replace(results[0], **together), columns)
+    for axes in drawn.axes:
+        if axes.get_xlabel() == "x":
+            axes.set_xlabel(arguments["x"])
+    return drawn
+
+
+def over_bytes(
+    table: Table,
+    *,
+    curves: dict[str, list[str]],
+    metric: str = "val/loss",
+    above: str | None = None,
+    log: bool = False,
+) -> "Figure":
+    """A metric over what the model takes on disk after steps of `post`: one line for each curve,
+    mean over seeds, band from the lowest to the highest.
+
+    Args:
+        table: the runs.
+        curves: places by name, as for `study.analyses.compression`.
+        metric: as evaluation names it.
+        above: a place; what is drawn is the metric minus that of the same seed there.
+        log: whether the metric's axis is logarithmic.
+    """
+    drawn = figure(8, 4.5)
+    axes = drawn.add_subplot()
+    base = compression.at(table, above, metric) if above else {}
+    for number, (name, places) in enumerate(curves.items()):
+        rows = compression.curve(table, places, metric).items()
+        columns = zip(*([(x, y - base.get(seed, 0)) for x, y in row] for seed, row in rows))
+        values: dict[float, list[float]] = {}
+        for sizes, losses in (zip(*points) for points in columns):
+            values.setdefault(sum(sizes) / len(sizes), []).extend(losses)
+        spread(axes, values, COLOURS[number % len(COLOURS)], marker="o", ms=4, label=name)
+    axes.set_xscale("log")
+    if log:
+        axes.set_yscale("log")
+    _finish(axes, "bytes on disk", f"{metric} above that of {above}" if above else metric)
     return drawn
 
 

@@ -27,8 +27,10 @@ def draw(result: Fit, columns: dict[str, np.ndarray]) -> "Figure":
     for axes, (name, values) in zip(others, used.items()):
         _scatter(axes, result, values, left)
         axes.axhline(0, color=COLOURS[6], lw=1, zorder=0)
-        if (values > 0).all() and values.max() > 10 * values.min():
+        if (values > 0).all() and values.max() > 30 * values.min():
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel(name.replace("_", " "))
         axes.set_ylabel("measured over predicted, −1 (%)")
     for axes in (first, *others):

@@ -62,7 +62,8 @@ def fit(
 
     Args:
         law: what is fitted.
-        columns: of the data by name, each (rows,).
+        columns: of the data by name, each (rows,); a law of a mixture has a term for each domain
+            that has a column `weight_...`.
         losses: (rows,), positive.
         held_out: mask (rows,) of rows that are predicted and not fitted.
         resamples: of the bootstrap; 0 leaves intervals out.
@@ -72,6 +73,7 @@ def fit(
     Raises:
         ValueError: for fewer rows than coordinates, or losses or columns that are not positive.
     """
+    law = law.over(columns)
     losses = np.asarray(losses, dtype=float)
     held = np.zeros(len(losses), dtype=bool) if held_out is None else held_out
     data = {name: np.asarray(columns[name], dtype=float) for name in law.columns}
@@ -156,15 +158,20 @@ class Objective:
         order = reached.nan_to_num(nan=torch.inf).argsort()
         return list(every[order[:REFINED]].numpy())
 
-    def minimise(self, start: np.ndarray) -> tuple[np.ndarray, float]:
-        """The coordinates reached from a start, and the objective there."""
+    def minimise(self, start: np.ndarray, early: bool = False) -> tuple[np.ndarray, float]:
+        """The coordinates reached from a start, and the objective there; `early` follows the mean
+        over rows, and until SciPy's default tolerances."""
         exact = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000, "maxfun": 20000}
-        found = minimize(self._with_gradient, start, jac=True, method="L-BFGS-B", options=exact)
-        return found.x, float(found.fun)
+        share = 1 / len(self.logs) if early else 1.0
+        options = {} if early else exact
+        found = minimize(
+            self._with_gradient, start, (share,), jac=True, method="L-BFGS-B", options=options
+        )
+        return found.x, float(found.fun) / share
 
-    def _with_gradient(self, values: np.ndarray) -> tuple[float, np.ndarray]:
+    def _with_gradient(self, values: np.ndarray, share: float) -> tuple[float, np.ndarray]:
         leaf = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        value = self(leaf[None])[0]
+        value = share * self(leaf[None])[0]
         (gradient,) = torch.autograd.grad(value, leaf)
         return value.item(), gradient.nan_to_num(0.0).numpy()
 

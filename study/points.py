@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from study.laws import Law
+from study.laws import WEIGHT, Law
 from study.laws.annealing import areas
 from training.components import call, factory
 from training.configs import Config
@@ -48,7 +48,7 @@ class Points:
 
 def from_csv(path: Path, law: Law, x: str | None = None) -> Points:
     """Rows of a CSV file with a header: the law's columns and `loss`. `compute` is 6 · parameters ·
-    tokens, whichever of the three is not there.
+    tokens, whichever of the three is not there. A law of a mixture has columns `weight_...` too.
 
     Args:
         path: of the file.
@@ -81,7 +81,17 @@ def from_csv(path: Path, law: Law, x: str | None = None) -> Points:
             raise UsageError(f"--csv {path}: no column of numbers '{wanted}'{hint}")
         columns[name] = read[wanted]
     losses = columns.pop("loss")
+    if law.domains:
+        columns |= _shares({n: read[n] for n in read if n.startswith(WEIGHT)}, f"--csv {path}")
     return Points(columns, losses, np.arange(len(losses)))
+
+
+def _shares(weights: Columns, where: str) -> Columns:
+    """Weights of domains, of which each row sums to one."""
+    total = sum(weights.values(), np.zeros(()))
+    if not weights or min(map(np.min, weights.values())) < 0 or not np.all(total > 0):
+        raise UsageError(f"{where}: needs columns {WEIGHT}DOMAIN, at least 0 and some above it")
+    return {name: values / total for name, values in weights.items()}
 
 
 def _complete(read: Columns) -> None:
@@ -102,7 +112,8 @@ def from_runs(
     x: str | None = None,
     other: str | None = None,
 ) -> Points:
-    """A row of each run, or of a law of the learning rate one of each of its evaluations.
+    """A row of each run, or of a law of the learning rate one of each of its evaluations. Of a law
+    of a mixture the weights are those of the sampler `training.data.Mixture`.
 
     Args:
         runs: as `study.compare.load` gives them.
@@ -113,7 +124,7 @@ def from_runs(
         other: metric that the law calls `other_loss`.
 
     Raises:
-        UsageError: for a run without a metric, or an unknown `x`.
+        UsageError: for a run without a metric or a mixture's weights, or an unknown `x`.
     """
     rows: list[dict[str, float]] = []
     groups: list[int] = []
@@ -127,7 +138,22 @@ def from_runs(
         rows += own
         groups += [number] * len(own)
     columns = {name: np.array([row[name] for row in rows]) for name in law.columns}
+    if law.domains:
+        columns |= _mixtures(runs)
     return Points(columns, np.array([row["loss"] for row in rows]), np.array(groups))
+
+
+def _mixtures(runs: Sequence[dict[str, Any]]) -> Columns:
+    """The share of each domain in each run's training data, a row of each run."""
+    rows = [run["config"]["data"]["sampler"].get("weights") for run in runs]
+    without = next((run for run, row in zip(runs, rows) if not row), None)
+    if without is not None:
+        raise UsageError(
+            f"law: {without['run_dir']} has no data.sampler.weights, as training.data.Mixture has"
+        )
+    names = dict.fromkeys(name for row in rows for name in row)
+    weights = {f"{WEIGHT}{n}": np.array([float(row.get(n, 0)) for row in rows]) for n in names}
+    return _shares(weights, "data.sampler.weights")
 
 
 def _last(run: dict[str, Any], metric: str) -> dict[str, float]:

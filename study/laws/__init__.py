@@ -6,7 +6,7 @@ coefficients are fitted as their logarithms, which the law calls `log_...`.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from training.errors import UsageError, nearest
 
 Columns = dict[str, Tensor]
 Coordinates = dict[str, Tensor]
+
+WEIGHT = "weight_"
+"""What the columns of domains' weights begin with."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Law:
         log_loss: log L of coordinates and columns.
         starts: by coordinate, where a fit may start: all combinations are tried.
         exponents: coordinates that are not logarithms of coefficients, in the order to be shown.
+        domains: of a law of a mixture of data, the law of domains by name.
     """
 
     formula: str
@@ -37,6 +41,14 @@ class Law:
     log_loss: Callable[[Coordinates, Columns], Tensor]
     starts: dict[str, tuple[float, ...]]
     exponents: tuple[str, ...]
+    domains: "Callable[[tuple[str, ...]], Law] | None" = None
+
+    def over(self, columns: Iterable[str]) -> "Law":
+        """The law that is fitted to such columns: itself, or of a mixture that of the domains which
+        have a column `weight_...`."""
+        if self.domains is None:
+            return self
+        return self.domains(tuple(c.removeprefix(WEIGHT) for c in columns if c.startswith(WEIGHT)))
 
 
 def names() -> list[str]:

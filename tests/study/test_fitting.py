@@ -96,7 +96,7 @@ def test_loss_to_loss():
     found = fit(laws.find("loss_to_loss"), {"other_loss": other}, losses)
     values = {k: v for k, v, _ in shown(found)}
     assert values["kappa"] == pytest.approx(1.3, rel=1e-3)
-    assert other.min() - values["gap"] == pytest.approx(1.9, rel=1e-3)
+    assert values["E0"] == pytest.approx(1.9, rel=1e-3)
 
 
 def test_areas_under_the_learning_rates():
