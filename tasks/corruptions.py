@@ -59,3 +59,27 @@ def _with(dataset: Dataset, images: np.ndarray) -> Dataset:
     columns = {name: np.asarray(dataset[name]) for name in dataset.column_names}
     cut = images.clip(columns["pixels"].min(), columns["pixels"].max())
     return as_dataset({**columns, "pixels": cut.reshape(len(cut), -1)})
+
+
+def shifts(dataset: Dataset, *, copies: int, pixels: int = 1, seed: int = 0) -> Dataset:
+    """So many copies of each image, every one moved by up to so many pixels down and across, with
+    0 from outside: the augmentation of as many epochs, a function of the seed, the copy and the
+    image, whatever the order in which they are trained on.
+
+    Raises:
+        ValueError: for less than one copy, or negative pixels.
+    """
+    if copies < 1 or pixels < 0:
+        raise ValueError(f"copies, pixels: at least 1 and 0, got {copies} and {pixels}")
+    images = _images(dataset)
+    edges = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)))
+    views = np.lib.stride_tricks.sliding_window_view(edges, images.shape[2:], axis=(2, 3))
+    offsets = np.random.default_rng(seed).integers(2 * pixels + 1, size=(copies, len(images), 2))
+    moved = [
+        views[np.arange(len(images)), :, down, across] for down, across in offsets.swapaxes(1, 2)
+    ]
+    columns = {name: np.asarray(dataset[name]) for name in dataset.column_names}
+    repeated = {name: np.concatenate([values] * copies) for name, values in columns.items()}
+    return as_dataset(
+        {**repeated, "pixels": np.concatenate(moved).reshape(len(moved) * len(images), -1)}
+    )

@@ -70,5 +70,29 @@ def noisy_labels(
     return _relabelled(dataset, labels, column)
 
 
+def confused_labels(
+    dataset: Dataset, *, fraction: float, seed: int = 0, column: str = "labels"
+) -> Dataset:
+    """Each label becomes with probability `fraction` another class, of each class's labels the
+    same: classes overlap. Any dataset with all the classes has the same ones for a seed.
+
+    It is the noise of arXiv 2306.00740: https://github.com/2014mchidamb/temp-scaling-limitations,
+    `utils/data_utils.py`.
+
+    Raises:
+        ValueError: for a fraction outside [0, 1], or fewer than two classes.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction: expected 0 to 1, got {fraction}")
+    rng = np.random.default_rng(seed)
+    classes, numbers = np.unique(dataset[column], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("confused_labels: needs at least two classes")
+    steps = rng.integers(1, len(classes), len(classes))
+    others = classes[(np.arange(len(classes)) + steps) % len(classes)]
+    moved = rng.random(len(numbers)) < fraction
+    return _relabelled(dataset, np.where(moved, others[numbers], classes[numbers]), column)
+
+
 def _relabelled(dataset: Dataset, labels: np.ndarray, column: str) -> Dataset:
     return dataset.remove_columns(column).add_column(column, list(labels))  # type: ignore[call-arg]

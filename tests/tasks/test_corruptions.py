@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, rotate
+from scipy.ndimage import gaussian_filter, rotate, shift
 
 from tasks import corruptions
 from tasks.arrays import as_dataset
@@ -64,3 +64,23 @@ def test_mistakes(digits):
         corruptions.noise(digits, std=-1)
     with pytest.raises(ValueError, match=r"^sigma: must not be negative, got -1"):
         corruptions.blur(digits, sigma=-1)
+
+
+def test_shifts_are_whole_pixels_of_every_copy():
+    """Each copy of each image is one of its nine shifts by up to a pixel, as scipy makes them."""
+    images = np.arange(1, 28, dtype=np.float32).reshape(3, 9)
+    dataset = as_dataset({"pixels": images, "labels": np.array([4, 5, 6])})
+    found = corruptions.shifts(dataset, copies=4, seed=1)
+    assert list(found["labels"]) == [4, 5, 6] * 4
+    offsets = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1)]
+    for place, image in enumerate(np.array(found["pixels"])):
+        square = images[place % 3].reshape(3, 3)
+        moved = [shift(square, offset, order=0).ravel() for offset in offsets]
+        assert any(np.array_equal(image, one) for one in moved)
+    assert len({tuple(image) for image in np.array(found["pixels"])}) > 6
+    again = corruptions.shifts(dataset, copies=4, seed=1)
+    other = corruptions.shifts(dataset, copies=4, seed=2)
+    assert found["pixels"] == again["pixels"]
+    assert found["pixels"] != other["pixels"]
+    with pytest.raises(ValueError, match="at least 1 and 0, got 0 and 1"):
+        corruptions.shifts(dataset, copies=0)

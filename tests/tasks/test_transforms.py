@@ -5,7 +5,7 @@ import pytest
 
 from tasks.digits import Digits
 from tasks.fetch import fetch
-from tasks.transforms import hide_labels, long_tail, noisy_labels, subset
+from tasks.transforms import confused_labels, hide_labels, long_tail, noisy_labels, subset
 
 TRAIN = Digits().train
 LABELS = np.array(TRAIN["labels"])
@@ -50,6 +50,19 @@ def test_noisy_labels_are_right_by_chance():
     assert (np.array(noisy_labels(TRAIN, fraction=0.0)["labels"]) == LABELS).all()
 
 
+def test_confused_labels_go_to_one_other_class():
+    confused = np.array(confused_labels(TRAIN, fraction=0.4, seed=3)["labels"])
+    moved = confused != LABELS
+    error = (0.4 * 0.6 / len(LABELS)) ** 0.5
+    assert moved.mean() == pytest.approx(0.4, abs=4 * error)
+    pairs = dict(zip(LABELS[moved], confused[moved]))
+    assert all(pairs[own] == other for own, other in zip(LABELS[moved], confused[moved]))
+    part = confused_labels(TRAIN.select(range(400)), fraction=1.0, seed=3)["labels"]
+    assert [pairs[own] for own in LABELS[:400]] == list(part)
+    with pytest.raises(ValueError, match="at least two classes"):
+        confused_labels(TRAIN.select([0, 0]), fraction=0.5)
+
+
 @pytest.mark.parametrize(
     ("transform", "keys"),
     [
@@ -57,6 +70,7 @@ def test_noisy_labels_are_right_by_chance():
         (subset, {"samples": 10**6}),
         (hide_labels, {"keep": 0}),
         (noisy_labels, {"fraction": 1.5}),
+        (confused_labels, {"fraction": -0.1}),
     ],
 )
 def test_refusals(transform, keys):
