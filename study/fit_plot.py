@@ -11,13 +11,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PANELS = 3
+"""Side by side; more go below."""
+
 
 def draw(result: Fit, columns: dict[str, np.ndarray]) -> "Figure":
     """Measured against predicted loss, and what is left over in percent against each column; rows
     that were held out are of the other colour."""
     used = {name: columns[name] for name in result.law.columns}
-    drawn = figure(4.2 * (1 + len(used)), 4)
-    first, *others = np.atleast_1d(drawn.subplots(1, 1 + len(used)))
+    across, rows = min(1 + len(used), PANELS), -(-(1 + len(used)) // PANELS)
+    drawn = figure(4.2 * across, 4 * rows)
+    first, *others = drawn.subplots(rows, across, squeeze=False).flat
+    for axes in others[len(used) :]:
+        axes.set_visible(False)
     _scatter(first, result, result.predicted, result.measured)
     ends = [min(result.measured.min(), result.predicted.min()), result.measured.max()]
     first.plot(ends, ends, color=COLOURS[6], lw=1, zorder=0)
@@ -33,7 +39,7 @@ def draw(result: Fit, columns: dict[str, np.ndarray]) -> "Figure":
             axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel(name.replace("_", " "))
         axes.set_ylabel("measured over predicted, −1 (%)")
-    for axes in (first, *others):
+    for axes in (first, *others[: len(used)]):
         axes.spines[["top", "right"]].set_visible(False)
     if result.held_out.any():
         first.legend(frameon=False)
