@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import curve_fit
 
 from study import laws
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, add
 from study.analyses.laws import points_by_seed
 from study.fitting import fit
 
@@ -61,8 +61,7 @@ def two_steps(
             "one_step": np.abs(one.predicted[held] - one.measured[held]).mean(),
             "loss_error": first.error or 0.0,
         }
-        for key, value in numbers.items():
-            found.setdefault(key, {})[seed] = float(value)
+        add(found, seed, numbers)
     return found
 
 

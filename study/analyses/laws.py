@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from study import laws
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, add
 from study.fitting import Fit, Objective, fit, shown
 from study.laws import Law
 from study.points import Columns, Points, from_runs
@@ -28,8 +28,7 @@ def fitted(table: Table, **arguments: Any) -> BySeed:
     """
     found: BySeed = {}
     for seed, result, _ in by_seed(table, **arguments):
-        for key, value in _numbers(result).items():
-            found.setdefault(key, {})[seed] = value
+        add(found, seed, _numbers(result))
     return found
 
 
@@ -168,8 +167,7 @@ def stopped_early(table: Table, **arguments: Any) -> BySeed:
         values, reached = min(every, key=lambda pair: pair[1])
         early = dict(zip(result.law.starts, values))
         numbers = {f"{e}_apart": abs(early[e] - result.values[e]) for e in result.law.exponents}
-        for key, value in {"excess": reached / result.objective, **numbers}.items():
-            found.setdefault(key, {})[seed] = float(value)
+        add(found, seed, {"excess": reached / result.objective, **numbers})
     return found
 
 
@@ -211,6 +209,10 @@ def _ended(run: dict[str, Any]) -> bool:
 
 
 def _without_embeddings(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "metrics": {**run["metrics"], "parameters": body_parameters(run)}}
+
+
+def body_parameters(run: dict[str, Any]) -> float:
+    """A transformer's parameters without embeddings, 12 · depth · width²."""
     model = run["config"]["model"]
-    count = 12.0 * model["depth"] * model["width"] ** 2
-    return {**run, "metrics": {**run["metrics"], "parameters": count}}
+    return 12.0 * model["depth"] * model["width"] ** 2

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.optimize import brentq
 
 from study import laws
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, add
 from study.analyses.large_batch import solve
-from study.analyses.laws import matching
+from study.analyses.laws import body_parameters, matching
 from study.fitting import Fit, evaluate, fit
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -73,7 +73,7 @@ def estimated(
         result = _law(runs, curves, line)
         steps, losses = curves[held[0]["arm"]]
         predicted = np.array([predict(result, line, held[0], step) for step in steps])
-        nearest = np.interp(steps, *curves[max(runs, key=_parameters)["arm"]])
+        nearest = np.interp(steps, *curves[max(runs, key=body_parameters)["arm"]])
         numbers = {
             "error": np.mean(np.abs(predicted - losses) / losses),
             "nearest": np.mean(np.abs(nearest - losses) / losses),
@@ -83,8 +83,7 @@ def estimated(
             "alpha_B": -1 / slope,
             "critical": critical[reached.argmin()],
         }
-        for key, value in numbers.items():
-            found.setdefault(key, {})[seed] = float(value)
+        add(found, seed, numbers)
     return found
 
 
@@ -123,7 +122,7 @@ def predict(law: Fit, line: tuple[float, float], run: dict[str, Any], step: floa
 
     def excess(log_loss: float) -> float:
         steps = _least(np.array([step]), np.exp([log_loss]), _batch(run), line)
-        columns = {"parameters": np.array([_parameters(run)]), "steps": steps}
+        columns = {"parameters": np.array([body_parameters(run)]), "steps": steps}
         return float(evaluate(law.law, values, columns)[0, 0]) - log_loss
 
     found: Any = brentq(excess, -7.0, 7.0)
@@ -133,7 +132,7 @@ def predict(law: Fit, line: tuple[float, float], run: dict[str, Any], step: floa
 def _law(runs: Table, curves: dict[str, Curve], line: tuple[float, float]) -> Fit:
     """The law of N and S_min of all evaluations."""
     rows = [(run, *curves[run["arm"]]) for run in runs]
-    parameters = [np.full(len(steps), _parameters(run)) for run, steps, _ in rows]
+    parameters = [np.full(len(steps), body_parameters(run)) for run, steps, _ in rows]
     least = [_least(steps, losses, _batch(run), line) for run, steps, losses in rows]
     columns = {"parameters": np.concatenate(parameters), "steps": np.concatenate(least)}
     losses = np.concatenate([losses for _, _, losses in rows])
@@ -150,8 +149,3 @@ def _least(
 
 def _batch(run: dict[str, Any]) -> float:
     return float(run["config"]["trainer"]["batch_size"])
-
-
-def _parameters(run: dict[str, Any]) -> float:
-    model = run["config"]["model"]
-    return 12.0 * model["depth"] * model["width"] ** 2

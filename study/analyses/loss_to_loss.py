@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from study import laws
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, add
 from study.fitting import Fit, fit
 from study.laws.loss_to_loss import between
 from study.plots import COLOURS, figure
@@ -52,8 +52,7 @@ def predicted(
             "kappa": result.values["kappa"],
             "K": np.exp(result.values["log_K"]),
         }
-        for key, value in numbers.items():
-            found.setdefault(key, {})[seed] = float(value)
+        add(found, seed, numbers)
     return found
 
 

@@ -1,11 +1,10 @@
 """Arms against one another, and over a quantity that their configurations vary."""
 
 import math
-from typing import Any
 
 import numpy as np
 
-from study.analyses import BySeed, Table, by_arm
+from study.analyses import BySeed, Table, by_arm, setting
 
 
 def ratio(table: Table, *, metric: str, to: str) -> BySeed:
@@ -63,11 +62,8 @@ def exponent(table: Table, *, metric: str, of: str) -> BySeed:
     for run in table:
         value = run["metrics"].get(metric)
         if value:
-            place: Any = run["config"]
-            for key in of.split("."):
-                place = place[key]
             family = points.setdefault(run["arm"].rpartition("_")[0], {})
-            family.setdefault(run["seed"], []).append((math.log(place), math.log(value)))
+            family.setdefault(run["seed"], []).append((math.log(setting(run, of)), math.log(value)))
     found: BySeed = {}
     for family, seeds in points.items():
         for seed, own in seeds.items():

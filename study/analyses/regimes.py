@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, setting
 from study.analyses.laws import matching
 from study.analyses.seeds import pseudo_values
 from study.plots import COLOURS, figure
@@ -99,10 +99,8 @@ def curves(
     points: dict[int, list[tuple[float, float]]] = {}
     for run in table:
         if run["arm"] in arms and metric in run["metrics"]:
-            place: Any = run["config"]
-            for key in of.split("."):
-                place = place[key]
-            points.setdefault(run["seed"], []).append((float(place), run["metrics"][metric]))
+            place = float(setting(run, of))
+            points.setdefault(run["seed"], []).append((place, run["metrics"][metric]))
     if any(len(dict(own)) < 2 for own in points.values()):
         raise ValueError(f"of: the arms '{pattern}' have one value of {of}")
     return {seed: tuple(np.array(sorted(own)).T) for seed, own in points.items()}  # type: ignore[misc]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, add
 from study.analyses.merging import restored
 from techniques.callback import probing
 
@@ -134,8 +134,7 @@ def networks(table: Table, *, first: str, distilled: dict[str, float]) -> BySeed
         )
         values = {"estimate": estimate, "nearest": errors[chosen], "zero": errors[zero]}
         values |= {"first": errors[first], "best": min(errors.values())}
-        for name, value in (values | {"worst": max(errors.values())}).items():
-            found.setdefault(name, {})[seed] = value
+        add(found, seed, values | {"worst": max(errors.values())})
     return found
 
 

@@ -1,9 +1,9 @@
 """Whether the best value of a hyperparameter of a narrow model is that of a wide one."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from study.analyses import BySeed, Table
+from study.analyses import BySeed, Table, setting
 from study.plots import COLOURS, figure
 
 if TYPE_CHECKING:
@@ -73,9 +73,6 @@ def _losses(runs: Table, name: str, key: str, metric: str) -> dict[float, float]
     for run in runs:
         if run["arm"].rsplit("_", 1)[0] != name or not run["metrics"]:
             continue
-        value: Any = run["config"]
-        for part in key.split("."):
-            value = value[part]
         diverged = run["metrics"].get("diverged")
-        losses[float(value)] = math.inf if diverged else float(run["metrics"][metric])
+        losses[float(setting(run, key))] = math.inf if diverged else float(run["metrics"][metric])
     return losses

@@ -83,8 +83,7 @@ class Connectivity:
 
     def on_fit_start(self, run: "Run") -> None:
         """Refuse what cannot be measured."""
-        if run.accelerator.num_processes > 1 and run.config["trainer"]["strategy"] == "fsdp2":
-            raise UsageError("callbacks: linear mode connectivity needs trainer.strategy=ddp")
+        probing.refuse_shards(run, "linear mode connectivity")
         if self.align:
             hidden_units(run.model)
 

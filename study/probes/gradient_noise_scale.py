@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from techniques.callback import probing
 from techniques.gradient.sam import frozen_statistics
-from training.errors import UsageError
 
 if TYPE_CHECKING:
     from training.objective import Batch
@@ -63,8 +63,7 @@ class GradientNoiseScale:
 
     def on_fit_start(self, run: "Run") -> None:
         """Refuse parameters in pieces."""
-        if run.accelerator.num_processes > 1 and run.config["trainer"]["strategy"] == "fsdp2":
-            raise UsageError("callbacks: the gradient noise scale needs trainer.strategy=ddp")
+        probing.refuse_shards(run, "the gradient noise scale")
 
     def on_batch(self, run: "Run") -> None:
         """Measure when it is time."""

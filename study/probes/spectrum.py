@@ -12,7 +12,6 @@ from study.probes import moving
 from study.probes.hessian import hessian_vector_product, twice_differentiable
 from tasks.losses import masked_mean
 from techniques.callback import probing
-from training.errors import UsageError
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -77,8 +76,7 @@ class HessianSpectrum:
 
     def on_fit_start(self, run: "Run") -> None:
         """Refuse parameters in pieces."""
-        if run.accelerator.num_processes > 1 and run.config["trainer"]["strategy"] == "fsdp2":
-            raise UsageError("callbacks: the Hessian's spectrum needs trainer.strategy=ddp")
+        probing.refuse_shards(run, "the Hessian's spectrum")
 
     def on_eval_end(self, run: "Run") -> None:
         """Measure when training is over."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from tasks.fetch import fetch
 from training.data import move
+from training.errors import UsageError
 from training.evaluate import spread
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def exact(model: nn.Module) -> Iterator[None]:
 def forward(run: "Run") -> None:
     """Run the model on the last micro-batch, `looking`; hooks on its layers see it."""
     with looking(run):
-        _outputs(run, run.batch)
+        outputs(run, run.batch)
 
 
 def watch(
@@ -73,25 +74,36 @@ def watch(
 
 
 def validation(
-    run: "Run", dataset: Any = None, size: int = 256
+    run: "Run", dataset: Any = None, size: int = 256, samples: int | None = None
 ) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Batches of the whole validation set, or of another dataset in its place, each with the
-    model's outputs, `looking`."""
+    """Batches of the whole validation set, or of another dataset in its place, or of up to so many
+    evenly spaced samples of it, each with the model's outputs, `looking`."""
     dataset = run.task.validation if dataset is None else dataset
-    for part in torch.arange(len(dataset)).split(size):
+    for part in spread(len(dataset), samples).split(size):
         rows = fetch(dataset, part)
         generator = torch.Generator().manual_seed(0)
         batch = move(run.task.prepare(rows, generator, False), run.device)
         with looking(run):
-            outputs = _outputs(run, batch)
-        yield batch, outputs
+            found = outputs(run, batch)
+        yield batch, found
 
 
-def _outputs(run: "Run", batch: dict[str, Any]) -> Any:
-    outputs = run.objective.predict(batch)
-    if "hidden" in outputs:
-        outputs["logits"]  # made on first use: the classifier runs now
-    return outputs
+def outputs(run: "Run", batch: dict[str, Any]) -> Any:
+    """What the model makes of a batch, its classifier run too."""
+    found = run.objective.predict(batch)
+    if "hidden" in found:
+        found["logits"]  # made on first use: the classifier runs now
+    return found
+
+
+def refuse_shards(run: "Run", what: str) -> None:
+    """Refuse a probe that needs whole parameters, under FSDP2.
+
+    Raises:
+        UsageError: naming the probe.
+    """
+    if run.accelerator.num_processes > 1 and run.config["trainer"]["strategy"] == "fsdp2":
+        raise UsageError(f"callbacks: {what} needs trainer.strategy=ddp")
 
 
 def training_batch(run: "Run", samples: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from tasks.losses import IGNORED
 from techniques.callback import probing
 from techniques.post.held_out import check_share
 from training.errors import UsageError
-from training.evaluate import spread
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -96,11 +95,9 @@ class ConformalRiskControl:
 
     def _tables(self, run: "Run") -> tuple[np.ndarray, np.ndarray]:
         """Each sample's loss and mean size of its sets, (samples, values of λ)."""
-        dataset = run.task.validation
-        dataset = dataset.select(spread(len(dataset), self.samples).tolist())
         parts = [
             tabulated(outputs["logits"].cpu(), batch["labels"].cpu(), self.grid)
-            for batch, outputs in probing.validation(run, dataset)
+            for batch, outputs in probing.validation(run, samples=self.samples)
         ]
         risks, sizes = (torch.cat(part).numpy() for part in zip(*parts))
         return risks, sizes

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from models.mlp import MLP
 from study.probes.memory import Flops
-from techniques.callback.probing import looking, training_batch
+from techniques.callback import probing
 from training.errors import UsageError
 from training.parallel import distribute
 
@@ -120,11 +120,9 @@ def remove(run: "Run", gone: dict[str, Tensor], constant: dict[str, Tensor] | No
 
 def macs(run: "Run") -> float:
     """Multiply-adds of one sample's matrix products, convolutions and attention."""
-    batch = training_batch(run, 1)
-    with looking(run), Flops() as flops:
-        outputs = run.objective.predict(batch)
-        if "hidden" in outputs:
-            outputs["logits"]  # made on first use: the classifier runs now
+    batch = probing.training_batch(run, 1)
+    with probing.looking(run), Flops() as flops:
+        probing.outputs(run, batch)
     return flops.total / 2
 
 

@@ -8,11 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tasks.fetch import fetch
-from techniques.callback.probing import looking
-from training.data import move
+from techniques.callback import probing
 from training.errors import UsageError
-from training.evaluate import spread
 from training.parallel import like, local, reshard, whole
 
 if TYPE_CHECKING:
@@ -113,16 +110,8 @@ def _see(
 
     handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
-        for part in spread(len(run.task.train), samples).split(BATCH):
-            # A generator of its own, so that the run's random numbers stay as they are.
-            generator = torch.Generator().manual_seed(0)
-            batch = move(
-                run.task.prepare(fetch(run.task.train, part), generator, False), run.device
-            )
-            with looking(run):
-                outputs = run.objective.predict(batch)
-                if "hidden" in outputs:
-                    outputs["logits"]  # made on first use: the classifier runs now
+        for _ in probing.validation(run, run.task.train, BATCH, samples):
+            pass  # the hooks look
     finally:
         for handle in handles:
             handle.remove()
